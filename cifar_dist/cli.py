@@ -1,0 +1,149 @@
+"""From the words on the command line to a config, and from an exception to an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NoReturn
+
+import tyro
+
+from cifar_dist.config import (
+    TrainConfig,
+    flag,
+    make_config,
+    read_settings,
+    setting_names,
+    unknown_name,
+    with_preset,
+)
+from cifar_dist.errors import Interrupted, RunFailed, UserError
+from cifar_dist.runs import RunDirectory
+
+
+def parse_train(words: Sequence[str]) -> TrainConfig:
+    """The config that a ``train`` command line means.
+
+    Precedence, lowest first: defaults, preset, ``--config`` file, flags. With ``--resume`` the
+    settings that the run was started with come in place of preset and file.
+
+    Args:
+        words: the command line behind the program's name.
+
+    Raises:
+        UserError: an unknown flag, key or bad value.
+        SystemExit: after ``--help``.
+    """
+    early = _before_the_rest(words)
+    settings: dict[str, Any] = {}
+    if early.config is not None:
+        settings, where = read_settings(early.config), f" (in {early.config})"
+        make_config(settings, where)  # says now, and with the file's name, what is wrong in it
+    if early.preset is not None:
+        settings["preset"] = early.preset
+    config = _parse(words, with_preset(settings))
+    if not config.resume:
+        return config
+    # What the run was started with lies under the flags that were typed.
+    assert config.name is not None  # checked when the config was made
+    saved = RunDirectory.at(config.storage_path, config.name).read_config()
+    under = {**saved.to_dict(), "storage_path": config.storage_path}
+    if saved.gpus_per_worker == float(saved.use_gpu):
+        del under["gpus_per_worker"]  # it followed from use_gpu, and follows again
+    return _parse(words, under)
+
+
+def _before_the_rest(words: Sequence[str]) -> argparse.Namespace:
+    """The two flags that decide what the other flags' defaults are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    parser.add_argument("--preset", nargs="?")
+    return parser.parse_known_args(list(words))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Command:
+    """Train ResNet-18 on CIFAR-10 with DDP workers under Ray."""
+
+    settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """YAML file of any of these settings; flags override it."""
+
+
+def _parse(words: Sequence[str], defaults: Mapping[str, Any]) -> TrainConfig:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            command, unknown = tyro.cli(
+                _Command,
+                prog="python -m cifar_dist.train",
+                args=list(words),
+                default=_Command(settings=TrainConfig.unsettled(defaults)),
+                return_unknown_args=True,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
+            )
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        raise UserError(_first_sentence(said.getvalue())) from None
+    if unknown:
+        name = unknown[0].split("=")[0]
+        if not name.startswith("-"):
+            raise UserError(f"unexpected word {name!r}: settings are given as --name value")
+        raise unknown_name("flag", name, "", ["--config", *map(flag, setting_names())])
+    return command.settings
+
+
+def _first_sentence(box: str) -> str:
+    """What tyro says in a drawn box of many lines, as one line without box and title."""
+    said = []
+    for row in box.splitlines():
+        text = row.strip(" │┃")
+        if text.startswith(("For full helptext", "Argument helptext", "Perhaps you meant")):
+            break
+        if text and text[0] not in "╭╰─━":
+            said.append(text)
+    return " ".join(said) or "the command line cannot be read; see --help"
+
+
+def run_command(command: Callable[[list[str]], None]) -> NoReturn:
+    """Call a command with the words behind the program's name, and leave the process.
+
+    The exit code tells what came of it: 0 done; 1 the run failed; 2 bad usage, configuration
+    or data, one line on standard error; 130 interrupted.
+    """
+    interrupt_on_signals()
+    try:
+        command(sys.argv[1:])
+    except UserError as error:
+        _leave(2, f"error: {' '.join(str(error).split())}")
+    except RunFailed as error:
+        _leave(1, f"error: {error}")
+    except (Interrupted, KeyboardInterrupt) as error:
+        _leave(130, str(error) or "interrupted")
+    _leave(0)
+
+
+def interrupt_on_signals() -> None:
+    """Make SIGINT and SIGTERM raise `Interrupted`; the second one ends the process at once."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda signum, frame: os._exit(130))
+        raise Interrupted
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, interrupt)
+
+
+def _leave(code: int, message: str | None = None) -> NoReturn:
+    sys.stdout.flush()
+    if message is not None:
+        print(message, file=sys.stderr)
+    sys.exit(code)

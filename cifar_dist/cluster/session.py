@@ -1,0 +1,123 @@
+"""Connecting to Ray, and seeing that it has what will be asked of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.errors import UserError
+
+Resources = dict[str, float]
+
+
+@contextmanager
+def session(verbose: bool = False) -> Iterator[str]:
+    """A connection to Ray; yields in words where to.
+
+    A connection that is there already is used and left. Else the cluster that ``RAY_ADDRESS``
+    names, or the one that was started on this machine, is joined; where there is none, one is
+    started for as long as this lasts.
+
+    Args:
+        verbose: pass on what Ray and its workers print.
+
+    Raises:
+        UserError: the cluster that ``RAY_ADDRESS`` names cannot be reached.
+    """
+    if ray.is_initialized():
+        yield "the Ray session of this process"
+        return
+    # Without the dashboard a cluster of this machine starts in less time and memory. Joining
+    # one ignores the option. Where Ray may talk, its clean-up actor wants the dashboard.
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(
+            include_dashboard=verbose,
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+        )
+    except (ConnectionError, ValueError) as error:
+        raise UserError(
+            f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS', '')}: no Ray cluster answers "
+            f"({_first_line(error)}); start one with 'ray start --head', or unset RAY_ADDRESS"
+        ) from None
+    if threading.current_thread() is threading.main_thread():
+        for each, handler in handlers.items():
+            signal.signal(each, handler)  # Ray puts its own in their place
+    if not verbose:
+        for name in ("ray", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        nodes = len(_nodes())
+        yield f"Ray, {nodes} node{'s' * (nodes > 1)}"
+    finally:
+        ray.shutdown()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def worker_resources(config: TrainConfig) -> Resources:
+    """What one worker reserves."""
+    reserved = {"CPU": config.cpus_per_worker}
+    if config.gpus_per_worker:
+        reserved["GPU"] = config.gpus_per_worker
+    return reserved
+
+
+def check_resources(config: TrainConfig) -> None:
+    """See that the cluster can ever place the fewest workers that the run needs.
+
+    Ray would wait for ever, and say nothing.
+
+    Raises:
+        UserError: it cannot; the message says what is asked and what the cluster has.
+    """
+    refuse_unplaceable(config.min_workers, worker_resources(config), _nodes())
+
+
+def refuse_unplaceable(workers: int, each: Resources, nodes: list[Resources]) -> None:
+    """Raise unless so many workers fit on nodes with these resources, each on one node.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    fitting = sum(_fitting(node, each) for node in nodes)
+    if fitting >= workers:
+        return
+    has = " + ".join(_in_words(node, always=each) for node in nodes)
+    raise UserError(
+        f"--num-workers {workers}: needs {workers} x ({_in_words(each)}), and the cluster has {has}, "
+        f"room for {fitting}; {_advice(each, nodes, fitting)}"
+    )
+
+
+def _nodes() -> list[Resources]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _fitting(node: Resources, each: Resources) -> int:
+    # A little more than nothing for the rounding of 3 x 0.1.
+    return min(int(node.get(name, 0.0) / need + 1e-6) for name, need in each.items())
+
+
+def _advice(each: Resources, nodes: list[Resources], fitting: int) -> str:
+    if "GPU" in each and not any(node.get("GPU") for node in nodes):
+        return "leave out --use-gpu, or name a cluster with GPUs in RAY_ADDRESS"
+    if fitting:
+        return f"use --num-workers {fitting}, or give each worker less with --cpus-per-worker"
+    return "ask for less with --cpus-per-worker or --gpus-per-worker"
+
+
+def _in_words(resources: Resources, always: Resources | None = None) -> str:
+    names = ["CPU", "GPU"] if always and "GPU" in always else ["CPU"]
+    names += ["GPU"] if "GPU" in resources and "GPU" not in names else []
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in names)

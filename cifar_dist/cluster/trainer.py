@@ -1,0 +1,186 @@
+"""Ray Train: the worker function, and the driver's side of a run.
+
+The driver and Ray's controller import this module, so nothing here loads torch at import:
+only workers do, when they run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cifar_dist.cluster.progress import Event, Listener
+from cifar_dist.cluster.session import worker_resources
+from cifar_dist.config import TrainConfig
+from cifar_dist.errors import RunFailed, UserError
+from cifar_dist.runs import Outcome, RunDirectory
+
+RAY_FOLDER = ".ray"
+"""What Ray writes of its own, in the run's directory while the run lasts."""
+POLL_S = 0.2
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Carries events from rank 0 to the driver, whatever becomes of the workers."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        """Add an event."""
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        """All events since the last call, in order."""
+        taken, self._events = self._events, []
+        return taken
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a worker needs to know."""
+
+    config: TrainConfig
+    run: RunDirectory
+    dataset_fingerprint: str
+    launched: Mapping[str, Any]
+    mailbox: Any
+
+
+def train_worker(settings: dict[str, Any]) -> Outcome:
+    """What every worker does; Ray Train calls it again, on new workers, after a failure."""
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+
+    from cifar_dist.data.sources import prepare_same
+    from cifar_dist.training.fit import fit
+
+    work: Work = settings["work"]
+    config = work.config
+    try:
+        assert config.data_dir is not None  # settled when the config was made
+        dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
+        return fit(
+            config,
+            work.run,
+            dataset,
+            rank=ray.train.get_context().get_world_rank(),
+            # Statistics of batch normalisation are averaged once an epoch instead.
+            strategy=RayDDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
+            plugins=[RayLightningEnvironment()],
+            launched=work.launched,
+            listener=work.mailbox.put.remote,
+            report=ray.train.report,
+        )
+    except UserError as error:
+        # No restart mends it. Waited for, since this process may end next.
+        ray.get(work.mailbox.put.remote({"kind": "refused", "message": str(error)}))
+        raise
+
+
+def train_on_ray(
+    config: TrainConfig,
+    run: RunDirectory,
+    dataset_fingerprint: str,
+    launched: Mapping[str, Any],
+    listener: Listener,
+) -> Outcome:
+    """Train with DDP workers of the cluster that this process is connected to.
+
+    Args:
+        config: the run's settings.
+        run: its directory, which all nodes see.
+        dataset_fingerprint: of the data set that the driver decoded.
+        launched: what the driver adds to ``environment.json``.
+        listener: told of progress, in the calling thread.
+
+    Raises:
+        UserError: what a worker found wrong with configuration or data.
+        RunFailed: the run failed after ``config.max_failures`` restarts.
+    """
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    work = Work(config, run, dataset_fingerprint, launched, mailbox)
+    workers = (config.min_workers, config.max_workers) if config.elastic else config.max_workers
+    # A name that was used before would make Ray restore what it finds under it.
+    shutil.rmtree(run.path / RAY_FOLDER, ignore_errors=True)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"work": work},
+        torch_config=TorchConfig(backend=_backend(config)),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker=worker_resources(config),
+        ),
+        run_config=RunConfig(
+            name=RAY_FOLDER,
+            storage_path=str(run.path),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    running = _InThread(trainer.fit)
+    try:
+        while running.alive:
+            time.sleep(POLL_S)
+            _pass_on(ray.get(mailbox.take.remote()), listener)
+        _pass_on(ray.get(mailbox.take.remote()), listener)
+    finally:
+        shutil.rmtree(run.path / RAY_FOLDER, ignore_errors=True)
+    if running.error is not None:
+        raise RunFailed(_cause(running.error)) from running.error
+    outcome: Outcome = running.result.return_value
+    return outcome
+
+
+class _InThread:
+    """A call in a thread of its own, where Ray leaves signals to the main thread."""
+
+    def __init__(self, call: Any) -> None:
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
+        self._thread.start()
+
+    def _run(self, call: Any) -> None:
+        try:
+            self.result = call()
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+
+def _pass_on(events: list[Event], listener: Listener) -> None:
+    for event in events:
+        if event["kind"] == "refused":
+            raise UserError(event["message"])
+        listener(event)
+
+
+def _backend(config: TrainConfig) -> str | None:
+    """NCCL refuses two ranks on one GPU, which fractions may give; None leaves it to Ray."""
+    assert config.gpus_per_worker is not None  # settled when the config was made
+    return "gloo" if 0 < config.gpus_per_worker < 1 else None
+
+
+def _cause(error: BaseException) -> str:
+    """What the first worker that failed raised, once, with its traceback."""
+    if isinstance(error, WorkerGroupError):
+        failures = error.worker_failures
+        # Where one rank raises, the others' broken connections are only consequences.
+        rank = min(failures, key=lambda r: ("onnection" in str(failures[r]), r))
+        return f"worker {rank} raised\n{str(failures[rank]).strip()}"
+    if isinstance(error, TrainingFailedError):
+        return str(error).strip()
+    return f"{type(error).__name__}: {error}"

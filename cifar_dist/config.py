@@ -1,0 +1,378 @@
+"""What a run is: every setting with its unit, its default and its check.
+
+A setting has one name everywhere: the field here, the YAML key, and the flag (with hyphens).
+This module loads neither torch nor Ray, so that ``--help`` and every refusal are quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cifar_dist.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every setting of a training run. Immutable; made by flags, by YAML or in Python.
+
+    Settings whose default depends on another one (``data_dir``, ``flip``,
+    ``gpus_per_worker``) hold their final value once the object exists.
+
+    Raises:
+        UserError: a value has the wrong type or lies outside its range.
+    """
+
+    preset: Literal["notebook", "cifar"] | None = None
+    """Start from a named set of settings: notebook (the defaults with ImageNet weights) or cifar (3x3 stem, SGD, one cycle)."""
+    dataset: Literal["cifar10", "digits"] = "cifar10"
+    """cifar10, or digits: scikit-learn's 1,797 handwritten digits, enlarged to 32x32, no download."""
+    data_dir: str | None = None
+    """Folder with CIFAR-10: the official archive or Parquet files; what is missing is downloaded there (default: $CIFAR_DIST_DATA, else data)."""
+    num_workers: int | str = 1
+    """DDP workers; MIN:MAX makes the run elastic; 0 trains in this process without Ray."""
+    use_gpu: bool = False
+    """Give each worker a GPU."""
+    cpus_per_worker: float = 1.0
+    """CPUs that each worker reserves; fractions allowed."""
+    gpus_per_worker: float | None = None
+    """GPUs that each worker reserves; fractions share a GPU (default: 1 with --use-gpu, else 0)."""
+    batch_size: int = 128
+    """Images an optimizer step sees over all workers, whatever their number."""
+    max_epochs: int = 30
+    """Epochs in all."""
+    lr: float = 1e-3
+    """Learning rate: the first one of steplr, the highest one of onecycle."""
+    weight_decay: float = 1e-2
+    """Weight decay of the optimizer."""
+    step_size: int = 10
+    """StepLR: epochs between two drops of the learning rate."""
+    gamma: float = 0.5
+    """StepLR: what the learning rate is multiplied by at a drop."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with Nesterov momentum 0.9."""
+    schedule: Literal["steplr", "onecycle"] = "steplr"
+    """Learning rate schedule: steplr by epoch, onecycle by step."""
+    crop_padding: int = 4
+    """Random crop: pixels of black padding on each side; 0 for none."""
+    flip: float | None = None
+    """Probability of a horizontal flip (default: 0.5; 0 for digits)."""
+    cutout: int = 0
+    """Side of the square that cutout blanks, in pixels; 0 for none."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """First layers: torchvision's own (7x7, stride 2, max-pool), or cifar (3x3, stride 1, no max-pool)."""
+    weights: str = "none"
+    """Starting weights: none, imagenet, or a file (.pth or .safetensors)."""
+    image_size: int = 32
+    """Side that images are resized to on the device, in pixels."""
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    """Floating-point precision of the forward and backward pass."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    channels_last: bool = False
+    """Keep images and weights in channels-last memory order."""
+    seed: int = 0
+    """Seed of everything random; each rank seeds its own generators with seed + rank."""
+    deterministic: bool = True
+    """Deterministic algorithms: the same bits on the same hardware."""
+    storage_path: str = "runs"
+    """Folder that run directories are made in; on a cluster one that all nodes share."""
+    name: str | None = None
+    """Name of the run's directory (default: made from dataset and time)."""
+    resume: bool = False
+    """Go on with the run of that --name, with the settings that it was started with."""
+    checkpoint_every: int = 1
+    """Epochs between two checkpoints."""
+    max_failures: int = 3
+    """Restarts before the run fails."""
+    verbose: bool = False
+    """Show what Ray, Lightning and torch print."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _as_declared(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        if self.data_dir is None:
+            self._settle("data_dir", os.environ.get("CIFAR_DIST_DATA") or "data")
+        if self.flip is None:
+            self._settle("flip", 0.0 if self.dataset == "digits" else 0.5)
+        if self.gpus_per_worker is None:
+            self._settle("gpus_per_worker", 1.0 if self.use_gpu else 0.0)
+        for name, holds, rule in _RANGES:
+            value = getattr(self, name)
+            if not holds(value):
+                raise UserError(f"{flag(name)} {value}: must be {rule}")
+        self._check_together()
+
+    def _settle(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_together(self) -> None:
+        fewest, most = self.min_workers, self.max_workers
+        if fewest > most or (self.elastic and fewest < 1):
+            raise UserError(
+                f"--num-workers {self.num_workers}: the range is MIN:MAX with 1 <= MIN <= MAX, e.g. 1:4"
+            )
+        if self.batch_size < 2 * most:
+            raise UserError(
+                f"--batch-size {self.batch_size}: {most} workers need at least 2 images each, "
+                f"{2 * most} in all; raise --batch-size or lower --num-workers"
+            )
+        if not self.use_gpu and self.gpus_per_worker:
+            raise UserError(f"--gpus-per-worker {self.gpus_per_worker:g}: add --use-gpu")
+        if self.use_gpu and not self.gpus_per_worker:
+            raise UserError("--gpus-per-worker 0: contradicts --use-gpu; leave one of them out")
+        if self.precision == "16-mixed" and not self.use_gpu:
+            raise UserError(
+                "--precision 16-mixed: needs --use-gpu; on CPU choose 32 or bf16-mixed"
+            )
+        if self.crop_padding > 32:
+            raise UserError(f"--crop-padding {self.crop_padding}: images are 32 pixels wide")
+        if self.cutout > self.image_size:
+            raise UserError(f"--cutout {self.cutout}: images are {self.image_size} pixels wide")
+        if self.resume and self.name is None:
+            raise UserError("--resume: say which run to go on with, --name NAME")
+
+    @classmethod
+    def unsettled(cls, settings: Mapping[str, Any]) -> TrainConfig:
+        """Defaults under the given settings, unchecked, with what depends on others still open.
+
+        Only good for a command-line parser, which lays flags over it before anything follows
+        from anything.
+        """
+        defaults = object.__new__(cls)
+        for field in dataclasses.fields(cls):
+            object.__setattr__(defaults, field.name, settings.get(field.name, field.default))
+        return defaults
+
+    @property
+    def min_workers(self) -> int:
+        """Fewest DDP workers the run goes on with."""
+        return int(str(self.num_workers).split(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        """Most DDP workers the run uses."""
+        return int(str(self.num_workers).split(":")[-1])
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while the run lasts."""
+        return ":" in str(self.num_workers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting by name, as plain values that YAML and JSON hold."""
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        """The text of ``config.yaml``."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "notebook": {"weights": "imagenet"},
+    "cifar": {
+        "stem": "cifar",
+        "optimizer": "sgd",
+        "schedule": "onecycle",
+        "lr": 0.2,
+        "weight_decay": 5e-4,
+        "batch_size": 512,
+        "cutout": 8,
+        "label_smoothing": 0.1,
+        "channels_last": True,
+    },
+}
+"""Settings by preset; what a preset does not name keeps its default."""
+
+MAY_CHANGE_ON_RESUME = frozenset(
+    "num_workers use_gpu cpus_per_worker gpus_per_worker data_dir max_epochs storage_path name "
+    "resume checkpoint_every max_failures verbose".split()
+)
+"""Settings that say where and how long a run runs; all others say what it computes."""
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting: ``weight_decay`` gives ``--weight-decay``."""
+    return "--" + name.replace("_", "-")
+
+
+def setting_names() -> list[str]:
+    """The names of all settings, in the order of their declaration."""
+    return [field.name for field in dataclasses.fields(TrainConfig)]
+
+
+def unknown_name(kind: str, name: str, where: str, known: list[str]) -> UserError:
+    """The error for a name that is not among the known ones, with the nearest known one."""
+    near = difflib.get_close_matches(name, known, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    return UserError(f"unknown {kind} {name}{where}: {advice}")
+
+
+def make_config(settings: Mapping[str, Any], where: str = "") -> TrainConfig:
+    """A config from settings by name; a ``preset`` among them supplies the others' defaults.
+
+    Args:
+        settings: values by setting name.
+        where: where they came from, for messages, e.g. ``" in best.yaml"``.
+
+    Raises:
+        UserError: an unknown name (the nearest known one is suggested) or a bad value.
+    """
+    settings = with_preset(settings, where)
+    try:
+        return TrainConfig(**settings)
+    except UserError as error:
+        raise UserError(f"{error}{where}") from None
+
+
+def with_preset(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The settings, over those of the preset that they name, if any.
+
+    Raises:
+        UserError: an unknown name or preset.
+    """
+    known = setting_names()
+    for name in settings:
+        if name not in known:
+            raise unknown_name("setting", str(name), where, known)
+    preset = settings.get("preset")
+    if preset is None:
+        return dict(settings)
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: choose from {', '.join(PRESETS)}{where}")
+    return {**PRESETS[preset], **settings}
+
+
+def read_settings(file: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file, by name; values are checked when a config is made of them.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds anything but settings by name.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        settings = yaml.load(text, Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {file}: cannot be read ({_reason(error)})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {file}: is not YAML: {' '.join(str(error).split())}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {file}: must hold settings by name, e.g. lr: 0.001")
+    return settings
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML follows YAML 1.1, where ``1e-3`` is text and ``1:4`` is 64 (base 60); this one
+    reads numbers as YAML 1.2 does, which is what people mean."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$"),
+    list("-+.0123456789"),
+)
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
+_RANGES: list[tuple[str, Any, str]] = [
+    (
+        "num_workers",
+        lambda v: re.fullmatch(r"\d{1,6}(:\d{1,6})?", str(v)) is not None,
+        "a number of workers, e.g. 4, or a range, e.g. 1:4",
+    ),
+    ("cpus_per_worker", lambda v: _finite(v) and v > 0, "greater than 0, e.g. 1"),
+    ("gpus_per_worker", lambda v: _finite(v) and v >= 0, "0 or more, e.g. 0.5"),
+    ("batch_size", lambda v: v >= 2, "2 or more, e.g. 128"),
+    ("max_epochs", lambda v: v >= 1, "1 or more, e.g. 30"),
+    ("lr", lambda v: _finite(v) and v > 0, "greater than 0, e.g. 0.001"),
+    ("weight_decay", lambda v: _finite(v) and v >= 0, "0 or more, e.g. 0.01"),
+    ("step_size", lambda v: v >= 1, "1 epoch or more, e.g. 10"),
+    ("gamma", lambda v: _finite(v) and v > 0, "greater than 0, e.g. 0.5"),
+    ("crop_padding", lambda v: v >= 0, "0 pixels or more, e.g. 4"),
+    ("flip", lambda v: 0 <= v <= 1, "a probability from 0 to 1, e.g. 0.5"),
+    ("cutout", lambda v: v >= 0, "0 pixels or more, e.g. 8"),
+    ("label_smoothing", lambda v: 0 <= v < 1, "a share from 0 to below 1, e.g. 0.1"),
+    ("image_size", lambda v: 8 <= v <= 1024, "8 to 1024 pixels, e.g. 32"),
+    # NumPy's generators take 32 bits, and ranks add their number to the seed.
+    ("seed", lambda v: 0 <= v < 2**32 - 2**20, "from 0 to 4293918719, e.g. 0"),
+    ("checkpoint_every", lambda v: v >= 1, "1 epoch or more, e.g. 1"),
+    ("max_failures", lambda v: v >= 0, "0 restarts or more, e.g. 3"),
+    (
+        "name",
+        lambda v: v is None or re.fullmatch(r"[A-Za-z0-9][\w.=+-]{0,199}", v, re.ASCII),
+        "letters, digits and . _ - + = only, the first a letter or digit",
+    ),
+    (
+        "storage_path",
+        lambda v: "://" not in v,
+        "a folder: object stores are not supported yet; use a local or shared folder",
+    ),
+]
+"""(setting, predicate, what must hold) for every setting that has a range."""
+
+
+def _as_declared(name: str, value: Any) -> Any:
+    """The value as the field's declared type, where nothing is lost by it."""
+    kind = _types()[name]
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    options = typing.get_args(kind) if union else (kind,)
+    for option in options:
+        if option is type(None) and value is None:
+            return None
+        if typing.get_origin(option) is Literal:
+            if str(value) in typing.get_args(option):
+                return str(value)
+        elif isinstance(value, bool) or option is bool:
+            if isinstance(value, bool) and option is bool:
+                return value
+        elif option is float and isinstance(value, int):
+            return float(value)
+        elif isinstance(option, type) and isinstance(value, option):
+            return value
+    raise UserError(f"{flag(name)} {value!r}: must be {_in_words(options)}")
+
+
+def _types() -> dict[str, Any]:
+    return typing.get_type_hints(TrainConfig)
+
+
+def _in_words(options: tuple[Any, ...]) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    choices = [
+        " or ".join(typing.get_args(option))
+        if typing.get_origin(option) is Literal
+        else words[option]
+        for option in options
+        if option is not type(None)
+    ]
+    return " or ".join(choices)

@@ -1,0 +1,178 @@
+"""The LightningDataModule: global batches, cut into ranks' parts, made ready on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.data.order import batch_bounds, epoch_order, rank_slice, split
+from cifar_dist.data.sources import CachedDataset, LabelledImages
+from cifar_dist.data.transforms import Augmentation, Draws, Normalisation
+
+PADDING = -1
+"""Label of an image that only fills up a rank's part and must not be counted."""
+
+
+class Batch(NamedTuple):
+    """A rank's part of a global batch: n images."""
+
+    images: Tensor
+    """``[n, 3, H, W]``: uint8 from the loader, normalised float32 on the device."""
+    labels: Tensor
+    """``[n]`` int64; `PADDING` where the image does not count."""
+    global_size: int
+    """Images in the global batch, over all ranks."""
+    draws: Draws | None = None
+    """What was drawn for the augmentation of training images."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every global batch is this process's."""
+
+    rank: int
+    world_size: int
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """A rank's part of every global batch of an epoch; iterate once an epoch."""
+
+    source: LabelledImages
+    members: NDArray[np.int64]
+    """Numbers of the images in ``source`` that are trained on."""
+    augmentation: Augmentation
+    seed: int
+    batch_size: int
+    share: Share
+    epoch: Callable[[], int]
+    """The 0-based epoch that is about to be gone through."""
+
+    def __len__(self) -> int:
+        return len(batch_bounds(len(self.members), self.batch_size)) - 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self.epoch()
+        order = self.members[epoch_order(len(self.members), self.seed, epoch)]
+        bounds = batch_bounds(len(order), self.batch_size)
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+            mine = rank_slice(stop - start, self.share.rank, self.share.world_size)
+            images = order[start:stop][mine]
+            draws = self.augmentation.draw(
+                self.seed, epoch, images, size=self.source.images.shape[-1]
+            )
+            yield _gathered(self.source, images, int(stop - start))._replace(draws=draws)
+
+
+@dataclass(frozen=True)
+class EvaluationBatches:
+    """A rank's part of every global batch of images to evaluate, each image once over all ranks.
+
+    Every rank gets equally many batches of equal size, as DDP's collectives need; what is
+    missing to that is filled up with images whose label is `PADDING`.
+    """
+
+    source: LabelledImages
+    members: NDArray[np.int64]
+    batch_size: int
+    share: Share
+
+    def __len__(self) -> int:
+        return len(batch_bounds(len(self.members), self.batch_size)) - 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        bounds = batch_bounds(len(self.members), self.batch_size)
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+            mine = rank_slice(stop - start, self.share.rank, self.share.world_size)
+            images = self.members[start:stop][mine]
+            missing = -(-int(stop - start) // self.share.world_size) - len(images)
+            filled = np.concatenate([images, self.members[:1].repeat(missing)])
+            batch = _gathered(self.source, filled, int(stop - start))
+            batch.labels[len(images) :] = PADDING
+            yield batch
+
+
+def _gathered(source: LabelledImages, images: NDArray[np.int64], global_size: int) -> Batch:
+    return Batch(
+        images=torch.from_numpy(source.images.take(images, axis=0)),
+        labels=torch.from_numpy(source.labels.take(images).astype(np.int64)),
+        global_size=global_size,
+    )
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Training, validation and test images as batches of normalised float32 on the device.
+
+    The same global batches come whatever the number of ranks: which images, in which order,
+    and how each is augmented depend on (seed, epoch, image) alone.
+
+    Raises:
+        UserError: on use with so many ranks that one would get fewer than 2 training images
+            of some batch.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: CachedDataset) -> None:
+        super().__init__()
+        assert config.flip is not None  # settled when the config was made
+        self.config = config
+        self.dataset = dataset
+        self.augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
+        self.normalisation = Normalisation(dataset.mean, dataset.std, config.image_size)
+        self._train_members, self._validation_members = split(
+            dataset.original_images, held_out=dataset.validation_images
+        )
+        self._train, self._test = dataset.open()
+
+    @property
+    def share(self) -> Share:
+        """This process's share, as the trainer has it."""
+        if self.trainer is None:
+            return Share(rank=0, world_size=1)
+        return Share(self.trainer.global_rank, self.trainer.world_size)
+
+    def train_dataloader(self) -> TrainBatches:
+        self.dataset.check_batches(self.config.batch_size, self.share.world_size)
+        return TrainBatches(
+            self._train,
+            self._train_members,
+            self.augmentation,
+            self.config.seed,
+            self.config.batch_size,
+            self.share,
+            epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
+        )
+
+    def val_dataloader(self) -> EvaluationBatches:
+        return EvaluationBatches(
+            self._train, self._validation_members, self.config.batch_size, self.share
+        )
+
+    def test_dataloader(self) -> EvaluationBatches:
+        everything = np.arange(self.dataset.test_images)
+        return EvaluationBatches(self._test, everything, self.config.batch_size, self.share)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """The batch as the network takes it; runs where the batch is."""
+        assert isinstance(batch, Batch)
+        return self.ready(batch)
+
+    def ready(self, batch: Batch) -> Batch:
+        """Bytes to augmented (where drawn), normalised and resized ``[n, 3, size, size]`` float32."""
+        images = batch.images
+        if batch.draws is not None:
+            images = self.augmentation.apply(images, batch.draws)
+        images = self.normalisation.apply(images)
+        if batch.draws is not None:
+            images = self.augmentation.blank(images, batch.draws)
+        images = self.normalisation.resize(images)
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return batch._replace(images=images)

@@ -1,0 +1,16 @@
+"""What can end a command, and the exit code that goes with it."""
+
+
+class UserError(ValueError):
+    """Bad usage, configuration or data (exit 2).
+
+    The message is one line: what is wrong, with what value, and what to do.
+    """
+
+
+class RunFailed(RuntimeError):
+    """A run that failed after its restarts (exit 1); the message is what the worker raised."""
+
+
+class Interrupted(Exception):
+    """The person or the system asked the driver to stop (exit 130)."""

@@ -1,0 +1,1 @@
+"""The network, and what is done with it at a step."""

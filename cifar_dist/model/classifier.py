@@ -1,0 +1,150 @@
+"""The LightningModule: loss, metrics, optimizer, schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, SumMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.data.datamodule import PADDING, Batch
+
+SGD_MOMENTUM = 0.9
+
+
+class Totals(nn.Module):
+    """Loss, accuracy and number of images so far, as sums and counts over all ranks.
+
+    Images with label `PADDING` count for nothing.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        # Checks of the values' range would make the device wait at every step.
+        self.loss = MeanMetric(nan_strategy="disable")
+        self.accuracy = MulticlassAccuracy(
+            num_classes, average="micro", ignore_index=PADDING, validate_args=False
+        )
+        self.images = SumMetric(nan_strategy="disable")
+        for metric in (self.loss, self.images):
+            # In float32 a sum over an epoch would round; not every accelerator has float64.
+            metric.set_dtype(torch.float64)
+
+    def update(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a rank's batch.
+
+        Args:
+            loss_sum: sum of the losses of the images that count.
+            logits: ``[n, num_classes]``
+            labels: ``[n]``
+        """
+        counted = (labels != PADDING).sum()
+        # A part with no images that count has no mean: 0 of weight 0 in place of 0 / 0.
+        self.loss.update(loss_sum.detach().double() / counted.clamp(min=1), counted)
+        self.accuracy.update(logits.detach(), labels)
+        self.images.update(counted)
+
+    def compute(self) -> dict[str, float]:
+        """``loss`` and ``accuracy`` as means over ``images`` images; a collective, then reset."""
+        loss, accuracy = float(self.loss.compute()), float(self.accuracy.compute())
+        images = int(self.images.compute())
+        self.reset()
+        # torchmetrics divides in float32: the whole number of correct images gives it exactly.
+        return {"loss": loss, "accuracy": round(accuracy * images) / images, "images": images}
+
+    def accuracy_here(self) -> float:
+        """Accuracy over this rank's images so far; no collective."""
+        correct, wrong = self.accuracy.tp.sum(), self.accuracy.fn.sum()
+        return float(correct / (correct + wrong))
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        for metric in (self.loss, self.accuracy, self.images):
+            metric.reset()
+
+
+class Classifier(pl.LightningModule):
+    """A network trained by cross-entropy.
+
+    What it measures is in ``totals``, by stage (``train``, ``val``, ``test``); it logs nothing
+    by itself.
+
+    Args:
+        network: from ``[B, 3, H, W]`` images to ``[B, num_classes]`` logits.
+        config: loss, optimizer and schedule.
+        num_classes: the network's outputs.
+        steps_per_epoch: optimizer steps in an epoch, for schedules by step.
+    """
+
+    def __init__(
+        self, network: nn.Module, config: TrainConfig, num_classes: int, steps_per_epoch: int
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+        self.totals = nn.ModuleDict(
+            {f"{stage}_totals": Totals(num_classes) for stage in ("train", "val", "test")}
+        )
+
+    def totals_of(self, stage: str) -> Totals:
+        """What was counted in ``train``, ``val`` or ``test``."""
+        totals = self.totals[f"{stage}_totals"]
+        assert isinstance(totals, Totals)
+        return totals
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits = self.network(batch.images)
+        loss_sum = F.cross_entropy(
+            logits, batch.labels, reduction="sum", label_smoothing=self.config.label_smoothing
+        )
+        self.totals_of("train").update(loss_sum, logits, batch.labels)
+        # DDP averages gradients over ranks. Ranks' parts may differ in size, so each divides
+        # by the global size and undoes the average: the sum is the global batch's mean loss.
+        return loss_sum * (self.trainer.world_size / batch.global_size)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        logits = self.network(batch.images)
+        loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=PADDING)
+        self.totals_of(stage).update(loss_sum, logits, batch.labels)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self._optimizer()
+        schedule: Any
+        if self.config.schedule == "onecycle":
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                max_lr=self.config.lr,
+                total_steps=self.config.max_epochs * self.steps_per_epoch,
+            )
+            interval = "step"
+        else:
+            schedule = torch.optim.lr_scheduler.StepLR(
+                optimizer, self.config.step_size, self.config.gamma
+            )
+            interval = "epoch"
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": interval},
+        }
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        lr, decay = self.config.lr, self.config.weight_decay
+        parameters = self.network.parameters()
+        if self.config.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, lr, momentum=SGD_MOMENTUM, weight_decay=decay, nesterov=True
+            )
+        return torch.optim.AdamW(parameters, lr, weight_decay=decay)

@@ -1,0 +1,296 @@
+"""What a run leaves behind: its directory, the files in it, and reading them back.
+
+All files are written aside and renamed, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cifar_dist.config import (
+    MAY_CHANGE_ON_RESUME,
+    TrainConfig,
+    flag,
+    make_config,
+    read_settings,
+)
+from cifar_dist.errors import UserError
+
+METRICS = (
+    "epoch",
+    "step",
+    "samples",
+    "world_size",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "images_per_second",
+    "seconds",
+)
+"""Columns of ``metrics.csv``. ``epoch`` is 1-based; ``step`` and ``samples`` (training images)
+count from the run's start; ``lr`` is that of the epoch's last step; losses and accuracies are
+means over all workers' images; ``images_per_second`` is of training, ``seconds`` of the epoch
+with its validation."""
+
+TIMING_METRICS = ("images_per_second", "seconds")
+"""The columns that differ between two runs of the same settings."""
+
+_CHECKPOINT = re.compile(r"epoch-(\d{4,})\.ckpt")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a training run that reached its last epoch."""
+
+    history: list[dict[str, Any]]
+    """A row of `METRICS` an epoch."""
+    best_epoch: int
+    """1-based: the epoch of the highest validation accuracy, the first of equals."""
+    test_accuracy: float
+    """Of the best epoch's weights."""
+    test_loss: float
+    test_images: int
+    """Images that the two figures are means of."""
+    weights_sha256: str
+    """SHA-256 of the last epoch's weights as the bytes of a safetensors file."""
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run's directory, ``<storage-path>/<name>/``."""
+
+    path: Path
+
+    @classmethod
+    def at(cls, storage_path: str, name: str) -> RunDirectory:
+        """The directory of a run, there or not; absolute, since workers change directory."""
+        return cls(Path(storage_path).expanduser().absolute() / name)
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> RunDirectory:
+        """Make a new run's directory, with a name from dataset and time unless it has one.
+
+        Raises:
+            UserError: the name is taken, or the directory cannot be made.
+        """
+        if config.name is not None:
+            return cls._make(config.storage_path, config.name)
+        stem = f"{config.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+        for name in (stem, *(f"{stem}-{number}" for number in range(2, 100))):
+            if not cls.at(config.storage_path, name).path.exists():
+                return cls._make(config.storage_path, name)
+        raise UserError(f"--storage-path {config.storage_path}: too many runs a second; --name one")
+
+    @classmethod
+    def _make(cls, storage_path: str, name: str) -> RunDirectory:
+        run = cls.at(storage_path, name)
+        try:
+            run.path.mkdir(parents=True)
+            run.checkpoints.mkdir()
+        except FileExistsError:
+            if run.path.is_dir():
+                raise UserError(
+                    f"--name {name}: {run.path} exists; go on with it with --resume, "
+                    "or choose another --name"
+                ) from None
+            raise UserError(
+                f"--storage-path {storage_path}: a file of that name is in the way"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"--storage-path {storage_path}: cannot be written ({error.strerror}); "
+                "name another folder"
+            ) from None
+        return run
+
+    @classmethod
+    def existing(cls, config: TrainConfig) -> RunDirectory:
+        """The directory of the run that a config with ``resume`` names.
+
+        Raises:
+            UserError: there is no such run, it cannot be written, or the config would compute
+                something else than the run that was started.
+        """
+        assert config.name is not None  # checked when the config was made
+        run = cls.at(config.storage_path, config.name)
+        started = run.read_config()
+        for name, before in started.to_dict().items():
+            now = getattr(config, name)
+            if now != before and name not in MAY_CHANGE_ON_RESUME:
+                raise UserError(
+                    f"{flag(name)} {now}: the run was started with {before}, which --resume "
+                    f"keeps; leave {flag(name)} out, or start another run with another --name"
+                )
+        if config.schedule == "onecycle" and config.max_epochs != started.max_epochs:
+            raise UserError(
+                f"--max-epochs {config.max_epochs}: the run's cycle is {started.max_epochs} epochs "
+                "long, which --resume keeps; leave --max-epochs out"
+            )
+        if (newest := max(run._checkpointed_epochs(), default=0)) > config.max_epochs:
+            raise UserError(
+                f"--max-epochs {config.max_epochs}: the run has done {newest} epochs already; "
+                "give it more"
+            )
+        if not os.access(run.path, os.W_OK):
+            raise UserError(f"--storage-path {config.storage_path}: cannot be written")
+        return run
+
+    def discard(self) -> None:
+        """Delete the directory of a run that never began, so that its name is free again."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        """``config.yaml``: every setting."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """``metrics.csv``: a row an epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def summary_file(self) -> Path:
+        """``summary.json``: how it ended."""
+        return self.path / "summary.json"
+
+    @property
+    def environment_file(self) -> Path:
+        """``environment.json``: what it ran with."""
+        return self.path / "environment.json"
+
+    @property
+    def model_file(self) -> Path:
+        """``model.safetensors``: the best epoch's weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """``checkpoints/``: what ``--resume`` needs, the newest and the best."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, epoch: int) -> Path:
+        """The checkpoint file of an epoch (1-based)."""
+        return self.checkpoints / f"epoch-{epoch:04d}.ckpt"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, if any was written."""
+        epochs = self._checkpointed_epochs()
+        return self.checkpoint(max(epochs)) if epochs else None
+
+    def prune_checkpoints(self, keep: set[int]) -> None:
+        """Delete the checkpoints of all epochs (1-based) but these."""
+        for epoch in self._checkpointed_epochs() - keep:
+            self.checkpoint(epoch).unlink(missing_ok=True)
+
+    def _checkpointed_epochs(self) -> set[int]:
+        matches = (_CHECKPOINT.fullmatch(file.name) for file in self.checkpoints.glob("*.ckpt"))
+        return {int(match[1]) for match in matches if match}
+
+    def read_config(self) -> TrainConfig:
+        """The config that the run was started with.
+
+        Raises:
+            UserError: there is no such run, or the file is damaged.
+        """
+        if not self.config_file.is_file():
+            raise UserError(
+                f"--resume --name {self.name}: there is no run in {self.path}; leave --resume "
+                "out to start it"
+            )
+        return make_config(read_settings(self.config_file), f" (in {self.config_file})")
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write every setting to ``config.yaml``."""
+        fresh = dataclasses.replace(config, resume=False)
+        write_atomically(self.config_file, fresh.to_yaml().encode())
+
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write all rows of `METRICS` to ``metrics.csv``; floats so that they read back exactly."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, METRICS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.metrics_file, text.getvalue().encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.csv``; none before the first epoch's end."""
+        if not self.metrics_file.is_file():
+            return []
+        whole = {"epoch", "step", "samples", "world_size"}
+        with self.metrics_file.open(newline="") as file:
+            return [
+                {name: (int if name in whole else float)(text) for name, text in row.items()}
+                for row in csv.DictReader(file)
+            ]
+
+    def write_environment(self, values: Mapping[str, Any]) -> None:
+        """Write ``environment.json``."""
+        write_atomically(self.environment_file, _json(values))
+
+    def write_summary(
+        self, dataset: str, status: str, outcome: Outcome | None, restarts: int, seconds: float
+    ) -> dict[str, Any]:
+        """Write ``summary.json``, and return what is in it.
+
+        Args:
+            dataset: the data set's name.
+            status: ``completed``, ``failed`` or ``interrupted``.
+            outcome: of a completed run; else what ``metrics.csv`` tells so far is written.
+            restarts: of the workers, after failures, in this command.
+            seconds: wall time of this command.
+        """
+        history = outcome.history if outcome else self.read_metrics()
+        # The first of equals, as max() gives it.
+        best = max(history, key=lambda row: float(row["val_accuracy"]), default={})
+        summary = {
+            "status": status,
+            "dataset": dataset,
+            "epochs": len(history),
+            "best_epoch": best.get("epoch"),
+            "val_accuracy": best.get("val_accuracy"),
+            "test_accuracy": outcome.test_accuracy if outcome else None,
+            "test_loss": outcome.test_loss if outcome else None,
+            "weights_sha256": outcome.weights_sha256 if outcome else None,
+            "restarts": restarts,
+            "seconds": round(seconds, 3),
+        }
+        write_atomically(self.summary_file, _json(summary))
+        return summary
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write a file aside and rename it, so that it is there whole or not at all."""
+    aside = aside_of(file)
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def aside_of(file: Path) -> Path:
+    """A name beside a file, that no other process takes, to write it under first."""
+    return file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")

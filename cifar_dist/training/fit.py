@@ -1,0 +1,143 @@
+"""One worker's whole part in a run: config to objects to ``Trainer.fit`` to outcome.
+
+The same function trains alone in a notebook and as one of many workers of a cluster: how
+workers talk to each other is in the strategy and plugins that it is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import Strategy
+from safetensors.torch import load_file
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.data.datamodule import ImageDataModule
+from cifar_dist.data.sources import CachedDataset
+from cifar_dist.errors import UserError
+from cifar_dist.model.classifier import Classifier
+from cifar_dist.model.resnet import resnet18
+from cifar_dist.runs import Outcome, RunDirectory
+from cifar_dist.training.callbacks import (
+    AverageBatchNorm,
+    Listener,
+    Record,
+    StepEvents,
+    weights_as_bytes,
+)
+from cifar_dist.training.environment import environment
+from cifar_dist.training.seeding import set_seed
+
+
+def fit(
+    config: TrainConfig,
+    run: RunDirectory,
+    dataset: CachedDataset,
+    *,
+    rank: int = 0,
+    strategy: str | Strategy = "auto",
+    plugins: Sequence[Any] = (),
+    launched: Mapping[str, Any] | None = None,
+    listener: Listener = lambda event: None,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Outcome:
+    """Train to the last epoch, going on from the run's newest checkpoint, and test once.
+
+    Args:
+        config: the run's settings.
+        run: its directory, which all ranks see; rank 0 writes.
+        dataset: the data set on this node.
+        rank: this process's, from 0.
+        strategy, plugins: Lightning's, for more than one process.
+        launched: what the driver adds to ``environment.json``, e.g. the command.
+        listener: told of progress, on rank 0.
+        report: called on every rank with each epoch's row.
+
+    Returns:
+        The same on every rank.
+
+    Raises:
+        UserError: weights that do not fit, no GPU, or too many ranks for the batch size.
+    """
+    if not config.verbose:
+        _silence_lightning()
+    if config.use_gpu and not torch.cuda.is_available():
+        raise UserError("--use-gpu: torch finds no GPU here; leave it out to train on the CPU")
+    set_seed(config.seed + rank, config.deterministic)
+    network = resnet18(len(dataset.classes), config.stem, config.weights)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.compile:
+        network.compile()
+    images = ImageDataModule(config, dataset)
+    steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
+    module = Classifier(network, config, len(dataset.classes), steps_per_epoch)
+    record = Record(run, config.checkpoint_every, report)
+    callbacks: list[pl.Callback] = [AverageBatchNorm(), record]
+    if rank == 0:
+        callbacks.append(StepEvents(listener))
+        record.report = _also_tell(listener, report)
+        run.write_environment(
+            {**environment(), "dataset_fingerprint": dataset.fingerprint, **(launched or {})}
+        )
+    trainer = pl.Trainer(
+        max_epochs=config.max_epochs,
+        accelerator="gpu" if config.use_gpu else "cpu",
+        devices=1 if strategy == "auto" else "auto",
+        strategy=strategy,
+        plugins=list(plugins),
+        precision=config.precision,
+        callbacks=callbacks,
+        use_distributed_sampler=False,  # the data module shards, and counts each image once
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    checkpoint = run.newest_checkpoint()
+    if rank == 0:
+        listener(
+            {
+                "kind": "start",
+                "world_size": trainer.world_size,
+                "checkpoint": checkpoint and str(checkpoint),
+            }
+        )
+    trainer.fit(module, images, ckpt_path=checkpoint, weights_only=True)
+
+    weights_sha256 = hashlib.sha256(weights_as_bytes(network)).hexdigest()
+    network.load_state_dict(load_file(run.model_file))
+    trainer.test(module, images, verbose=False)
+    test = module.totals_of("test").compute()
+    return Outcome(
+        history=record.history,
+        best_epoch=record.best_epoch,
+        test_accuracy=test["accuracy"],
+        test_loss=test["loss"],
+        test_images=int(test["images"]),
+        weights_sha256=weights_sha256,
+    )
+
+
+def _also_tell(
+    listener: Listener, report: Callable[[dict[str, Any]], None]
+) -> Callable[[dict[str, Any]], None]:
+    def tell(row: dict[str, Any]) -> None:
+        listener({"kind": "epoch", **row})
+        report(row)
+
+    return tell
+
+
+def _silence_lightning() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="torchmetrics")
+    warnings.filterwarnings("ignore", module="torch")
