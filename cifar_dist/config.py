@@ -35,11 +35,14 @@ class TrainConfig:
     """
 
     preset: Literal["notebook", "cifar"] | None = None
-    """Start from a named set of settings: notebook (the defaults with ImageNet weights) or cifar (3x3 stem, SGD, one cycle)."""
+    """Start from a named set of settings: notebook (the defaults with ImageNet weights) or cifar
+    (3x3 stem, SGD, one cycle)."""
     dataset: Literal["cifar10", "digits"] = "cifar10"
-    """cifar10, or digits: scikit-learn's 1,797 handwritten digits, enlarged to 32x32, no download."""
+    """cifar10, or digits: scikit-learn's 1,797 handwritten digits, enlarged to 32x32; no
+    download."""
     data_dir: str | None = None
-    """Folder with CIFAR-10: the official archive or Parquet files; what is missing is downloaded there (default: $CIFAR_DIST_DATA, else data)."""
+    """Folder with CIFAR-10: the official archive or Parquet files; what is missing is downloaded
+    there (default: $CIFAR_DIST_DATA, else data)."""
     num_workers: int | str = 1
     """DDP workers; MIN:MAX makes the run elastic; 0 trains in this process without Ray."""
     use_gpu: bool = False
@@ -73,7 +76,8 @@ class TrainConfig:
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    """First layers: torchvision's own (7x7, stride 2, max-pool), or cifar (3x3, stride 1, no max-pool)."""
+    """First layers: torchvision's own (7x7, stride 2, max-pool), or cifar (3x3, stride 1, no
+    max-pool)."""
     weights: str = "none"
     """Starting weights: none, imagenet, or a file (.pth or .safetensors)."""
     image_size: int = 32
@@ -124,7 +128,7 @@ class TrainConfig:
         fewest, most = self.min_workers, self.max_workers
         if fewest > most or (self.elastic and fewest < 1):
             raise UserError(
-                f"--num-workers {self.num_workers}: the range is MIN:MAX with 1 <= MIN <= MAX, e.g. 1:4"
+                f"--num-workers {self.num_workers}: a range is MIN:MAX, 1 <= MIN <= MAX, e.g. 1:4"
             )
         if self.batch_size < 2 * most:
             raise UserError(
@@ -136,9 +140,7 @@ class TrainConfig:
         if self.use_gpu and not self.gpus_per_worker:
             raise UserError("--gpus-per-worker 0: contradicts --use-gpu; leave one of them out")
         if self.precision == "16-mixed" and not self.use_gpu:
-            raise UserError(
-                "--precision 16-mixed: needs --use-gpu; on CPU choose 32 or bf16-mixed"
-            )
+            raise UserError("--precision 16-mixed: needs --use-gpu; on CPU choose 32 or bf16-mixed")
         if self.crop_padding > 32:
             raise UserError(f"--crop-padding {self.crop_padding}: images are 32 pixels wide")
         if self.cutout > self.image_size:
@@ -199,8 +201,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Settings by preset; what a preset does not name keeps its default."""
 
 MAY_CHANGE_ON_RESUME = frozenset(
-    "num_workers use_gpu cpus_per_worker gpus_per_worker data_dir max_epochs storage_path name "
-    "resume checkpoint_every max_failures verbose".split()
+    {
+        "num_workers",
+        "use_gpu",
+        "cpus_per_worker",
+        "gpus_per_worker",
+        "data_dir",
+        "max_epochs",
+        "storage_path",
+        "name",
+        "resume",
+        "checkpoint_every",
+        "max_failures",
+        "verbose",
+    }
 )
 """Settings that say where and how long a run runs; all others say what it computes."""
 

@@ -68,6 +68,7 @@ class Outcome:
     weights_sha256: str
     """SHA-256 of the last epoch's weights as the bytes of a safetensors file."""
 
+
 @dataclass(frozen=True)
 class RunDirectory:
     """A run's directory, ``<storage-path>/<name>/``."""

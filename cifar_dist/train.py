@@ -14,9 +14,10 @@ from typing import Any
 
 from cifar_dist import __version__
 from cifar_dist.cli import parse_train, run_command
-from cifar_dist.cluster.progress import Display, Event, Listener, duration
+from cifar_dist.cluster.progress import Display, duration
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
+from cifar_dist.events import Event, Listener, ignore
 from cifar_dist.runs import Outcome, RunDirectory
 
 COMMAND = "python -m cifar_dist.train"
@@ -32,14 +33,12 @@ class Trained:
     """What ``summary.json`` holds."""
 
 
-def train(
-    config: TrainConfig, listener: Listener = lambda event: None, command: str | None = None
-) -> Trained:
+def train(config: TrainConfig, listener: Listener = ignore, command: str | None = None) -> Trained:
     """Train, test once, and leave a run directory.
 
     Args:
         config: the run. With ``num_workers=0`` it is trained in this process without Ray.
-        listener: told of progress, in this thread; see `cifar_dist.cluster.progress`.
+        listener: told of progress, in this thread; see `cifar_dist.events`.
         command: what was typed, for ``environment.json``.
 
     Raises:
@@ -81,7 +80,8 @@ def _run(
     config: TrainConfig, run: RunDirectory, listener: Listener, launched: dict[str, Any]
 ) -> Outcome:
     """Check what can be checked here, then train here or on a cluster."""
-    from cifar_dist.data.sources import CachedDataset, find_source, prepare
+    from cifar_dist.data.cache import CachedDataset, prepare
+    from cifar_dist.data.sources import find_source
     from cifar_dist.model.resnet import check_weights_file
 
     if config.weights not in ("none", "imagenet"):

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TextIO
 
-Event = dict[str, Any]
-"""A ``kind`` (``plan``, ``start``, ``step``, ``epoch``) and what belongs to it."""
-
-Listener = Callable[[Event], None]
+from cifar_dist.events import Event
 
 _ERASE = "\r\x1b[K"
 
@@ -61,7 +57,8 @@ class Display:
             return
         done = event["epoch"] - 1 + event["step"] / self._steps_per_epoch
         text = (
-            f"epoch {event['epoch']}/{self._max_epochs}  step {event['step']}/{self._steps_per_epoch}"
+            f"epoch {event['epoch']}/{self._max_epochs}"
+            f"  step {event['step']}/{self._steps_per_epoch}"
             f"  loss {event['loss']:.4f}  accuracy {event['accuracy']:.4f}"
             f"  {event['images_per_second']:,.0f} images/s  {self._left(event['epoch'], done)}"
         )

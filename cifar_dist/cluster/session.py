@@ -95,8 +95,8 @@ def refuse_unplaceable(workers: int, each: Resources, nodes: list[Resources]) ->
         return
     has = " + ".join(_in_words(node, always=each) for node in nodes)
     raise UserError(
-        f"--num-workers {workers}: needs {workers} x ({_in_words(each)}), and the cluster has {has}, "
-        f"room for {fitting}; {_advice(each, nodes, fitting)}"
+        f"--num-workers {workers}: needs {workers} x ({_in_words(each)}), and the cluster has "
+        f"{has}, room for {fitting}; {_advice(each, nodes, fitting)}"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cifar_dist.cluster.progress import Event, Listener
 from cifar_dist.cluster.session import worker_resources
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import RunFailed, UserError
+from cifar_dist.events import Event, Listener
 from cifar_dist.runs import Outcome, RunDirectory
 
 RAY_FOLDER = ".ray"
@@ -61,7 +61,7 @@ def train_worker(settings: dict[str, Any]) -> Outcome:
     """What every worker does; Ray Train calls it again, on new workers, after a failure."""
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
-    from cifar_dist.data.sources import prepare_same
+    from cifar_dist.data.cache import prepare_same
     from cifar_dist.training.fit import fit
 
     work: Work = settings["work"]
@@ -93,6 +93,7 @@ def train_on_ray(
     dataset_fingerprint: str,
     launched: Mapping[str, Any],
     listener: Listener,
+    worker: Callable[[dict[str, Any]], Outcome] = train_worker,
 ) -> Outcome:
     """Train with DDP workers of the cluster that this process is connected to.
 
@@ -102,6 +103,7 @@ def train_on_ray(
         dataset_fingerprint: of the data set that the driver decoded.
         launched: what the driver adds to ``environment.json``.
         listener: told of progress, in the calling thread.
+        worker: what each worker does; called with its `Work` under the key ``work``.
 
     Raises:
         UserError: what a worker found wrong with configuration or data.
@@ -113,7 +115,7 @@ def train_on_ray(
     # A name that was used before would make Ray restore what it finds under it.
     shutil.rmtree(run.path / RAY_FOLDER, ignore_errors=True)
     trainer = TorchTrainer(
-        train_worker,
+        worker,
         train_loop_config={"work": work},
         torch_config=TorchConfig(backend=_backend(config)),
         scaling_config=ScalingConfig(

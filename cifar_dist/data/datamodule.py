@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifar_dist.config import TrainConfig
+from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.order import batch_bounds, epoch_order, rank_slice, split
-from cifar_dist.data.sources import CachedDataset, LabelledImages
+from cifar_dist.data.sources import LabelledImages
 from cifar_dist.data.transforms import Augmentation, Draws, Normalisation
 
 PADDING = -1
@@ -63,7 +65,7 @@ class TrainBatches:
         epoch = self.epoch()
         order = self.members[epoch_order(len(self.members), self.seed, epoch)]
         bounds = batch_bounds(len(order), self.batch_size)
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(bounds):
             mine = rank_slice(stop - start, self.share.rank, self.share.world_size)
             images = order[start:stop][mine]
             draws = self.augmentation.draw(
@@ -90,7 +92,7 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         bounds = batch_bounds(len(self.members), self.batch_size)
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(bounds):
             mine = rank_slice(stop - start, self.share.rank, self.share.world_size)
             images = self.members[start:stop][mine]
             missing = -(-int(stop - start) // self.share.world_size) - len(images)
@@ -165,7 +167,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self.ready(batch)
 
     def ready(self, batch: Batch) -> Batch:
-        """Bytes to augmented (where drawn), normalised and resized ``[n, 3, size, size]`` float32."""
+        """Bytes to float32 ``[n, 3, size, size]``, augmented where something was drawn."""
         images = batch.images
         if batch.draws is not None:
             images = self.augmentation.apply(images, batch.draws)

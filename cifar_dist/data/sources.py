@@ -1,34 +1,28 @@
-"""Where images come from: found, verified, decoded once a node, then mapped by every process.
-
-The decoded data set is one safetensors file of bytes. All workers of a node map it, so it is in
-memory once. Its name holds a fingerprint of what it was made from: other data, another file.
+"""Where images come from: found, verified, decoded.
 
 This module loads neither torch nor torchvision until something has to be downloaded or unpickled.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
 import io
 import json
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from cifar_dist.data.order import batch_bounds, split
-from cifar_dist.data.statistics import ChannelStatistics
+from cifar_dist.data.order import split
 from cifar_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,11 +44,7 @@ CIFAR10_CLASSES = (
 SIDE = 32
 """Height and width of every image, in pixels."""
 DIGITS_TEST_IMAGES = 297
-HELD_OUT_SHARE = 10
-"""One in this many training images is held out for validation."""
 DOWNLOAD_TIMEOUT_S = 10
-_FORMAT = "1"
-"""Part of a cached file's name: raise it when what is written changes."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +189,8 @@ def _read_parquet(file: Path) -> tuple[LabelledImages, tuple[str, ...]]:
             images[row] = _decoded_image(encoded[row])
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
-                f"{file}: row {row} is no {SIDE}x{SIDE} image ({_first_line(error)}); fetch it again"
+                f"{file}: row {row} is no {SIDE}x{SIDE} image ({_first_line(error)}); "
+                "fetch it again"
             ) from None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -237,8 +228,8 @@ class Official:
 
     path: Path
     """``cifar-10-python.tar.gz`` or ``cifar-10-batches-py``."""
-    reader: Callable[[], type[CIFAR10]] = lambda: _torchvision().datasets.CIFAR10
-    """torchvision's data set class, which knows the checksums."""
+    reader: type[CIFAR10] | None = None
+    """torchvision's data set class, which knows the checksums; None for the real one."""
     archive_md5: str = "c58f30108f718f92721af3b95e74349a"
     """The same as ``CIFAR10.tgz_md5``, here so that a damaged archive is refused quickly."""
 
@@ -259,13 +250,15 @@ class Official:
     def decode(self) -> Decoded:
         if self.path.is_dir():
             return self._decode_folder(self.path.parent)
+        from torchvision.datasets.utils import extract_archive
+
         self.check()
-        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-            _torchvision().datasets.utils.extract_archive(str(self.path), folder)
+        with tempfile.TemporaryDirectory() as folder:
+            extract_archive(str(self.path), folder)
             return self._decode_folder(Path(folder))
 
     def _decode_folder(self, root: Path) -> Decoded:
-        reader = self.reader()
+        reader = self.reader or _torchvision_cifar10()
         try:
             train, test = reader(root, train=True), reader(root, train=False)
         except RuntimeError:  # torchvision's word for a wrong MD5
@@ -290,23 +283,27 @@ def download(folder: Path) -> Path:
     Raises:
         UserError: the folder cannot be written, or the archive cannot be fetched.
     """
-    reader = _torchvision().datasets.CIFAR10
-    archive = folder / reader.filename
+    from torchvision.datasets.utils import download_url
+
+    reader = _torchvision_cifar10()
+    archive: Path = folder / reader.filename
+    lock = folder / ".cifar10.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".cifar10.lock"):
+        with FileLock(lock):
             if not archive.exists():  # else another process fetched it while this one waited
                 with (
                     tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as aside,
                     _timeout(DOWNLOAD_TIMEOUT_S),
                 ):
-                    _torchvision().datasets.utils.download_url(
-                        reader.url, aside, archive.name, reader.tgz_md5
-                    )
+                    download_url(reader.url, aside, archive.name, reader.tgz_md5)
                     os.replace(Path(aside) / archive.name, archive)
     except (OSError, RuntimeError) as error:  # URLError is an OSError
+        with suppress(OSError):  # leave no folder behind that holds nothing
+            lock.unlink()
+            folder.rmdir()
         raise UserError(
-            f"no CIFAR-10 in {folder}, and it cannot be downloaded there ({_first_line(error)}); put "
+            f"no CIFAR-10 in {folder}, and the download failed ({_first_line(error)}); put "
             "cifar-10-python.tar.gz or Parquet files there, or name their folder with --data-dir"
         ) from None
     return archive
@@ -322,7 +319,7 @@ def _timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-# --- finding and caching ---------------------------------------------------------------------
+# --- finding ---------------------------------------------------------------------------------
 
 
 def find_source(dataset: str, data_dir: str | Path) -> Source:
@@ -359,182 +356,6 @@ def _find_cifar10(folder: Path) -> Source:
     return Official(download(folder))
 
 
-def cache_folder() -> Path:
-    """The node's own folder for decoded data sets: ``$CIFAR_DIST_CACHE``, else the user's cache.
-
-    Raises:
-        UserError: the folder cannot be made or written.
-    """
-    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("CIFAR_DIST_CACHE") or Path(user_cache) / "cifar_dist").absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable_cache(folder, error) from None
-    return folder
-
-
-def _unwritable_cache(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{folder}: the decoded data set cannot be written there ({error.strerror}); "
-        "name another folder in the environment variable CIFAR_DIST_CACHE"
-    )
-
-
-@dataclass(frozen=True)
-class CachedDataset:
-    """A decoded data set on this node's disk. Small: holds what is about the images, not them."""
-
-    path: Path
-    name: str
-    fingerprint: str
-    """SHA-256 over the source's bytes."""
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    """Of each channel over the original training images, 0..1."""
-    std: tuple[float, ...]
-    original_images: int
-    """Original training images: `train_images` and `validation_images`."""
-    test_images: int
-
-    @property
-    def validation_images(self) -> int:
-        """How many of the original training images are held out for validation."""
-        return self.original_images // HELD_OUT_SHARE
-
-    @property
-    def train_images(self) -> int:
-        """How many of the original training images are trained on."""
-        return self.original_images - self.validation_images
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Optimizer steps in an epoch."""
-        return len(batch_bounds(self.train_images, batch_size)) - 1
-
-    def check_batches(self, batch_size: int, world_size: int) -> None:
-        """See that every rank gets enough images of every batch.
-
-        Raises:
-            UserError: one would get fewer than the 2 images that batch normalisation needs.
-        """
-        smallest = int(np.diff(batch_bounds(self.train_images, batch_size)).min())
-        if smallest // world_size < 2:
-            raise UserError(
-                f"--batch-size {batch_size}: the smallest batch of {self.train_images} images has "
-                f"{smallest}, and {world_size} workers need 2 each, {2 * world_size} in all; "
-                "choose another --batch-size or fewer workers"
-            )
-
-    def open(self) -> tuple[LabelledImages, LabelledImages]:
-        """Training and test images, mapped from the file: read when touched, shared by processes."""
-        arrays = _mapped(self.path)
-        return (
-            LabelledImages(arrays["train_images"], arrays["train_labels"]),
-            LabelledImages(arrays["test_images"], arrays["test_labels"]),
-        )
-
-
-def prepare(dataset: str, source: Source) -> CachedDataset:
-    """The decoded data set on this node, decoded now unless some process did so before.
-
-    Args:
-        dataset: its name, ``cifar10`` or ``digits``.
-        source: what it is decoded from.
-
-    Raises:
-        UserError: a damaged source, or a cache folder that cannot be written.
-    """
-    fingerprint = source.fingerprint()
-    path = _cache_path(dataset, fingerprint)
-    try:
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                _write(path, dataset, fingerprint, source.decode())
-    except OSError as error:
-        raise _unwritable_cache(path.parent, error) from None
-    return _described(path)
-
-
-def prepare_same(dataset: str, data_dir: str | Path, fingerprint: str) -> CachedDataset:
-    """The data set that another node decoded, on this node.
-
-    Where this node's cache holds it, ``data_dir`` is not even looked at.
-
-    Raises:
-        UserError: as `find_source` and `prepare`, or ``data_dir`` holds other data here.
-    """
-    path = _cache_path(dataset, fingerprint)
-    if path.exists():
-        return _described(path)
-    found = prepare(dataset, find_source(dataset, data_dir))
-    if found.fingerprint != fingerprint:
-        raise UserError(
-            f"{data_dir} on {socket.gethostname()}: holds other data ({found.fingerprint[:16]}) "
-            f"than the driver's ({fingerprint[:16]}); give all nodes the same"
-        )
-    return found
-
-
-def _cache_path(dataset: str, fingerprint: str) -> Path:
-    return cache_folder() / f"{dataset}-{fingerprint[:16]}-v{_FORMAT}.safetensors"
-
-
-def _write(path: Path, name: str, fingerprint: str, decoded: Decoded) -> None:
-    from safetensors.numpy import save_file
-
-    statistics = ChannelStatistics()
-    statistics.update(decoded.train.images)
-    about = {
-        "name": name,
-        "fingerprint": fingerprint,
-        "classes": decoded.classes,
-        "mean": statistics.mean.tolist(),
-        "std": statistics.std.tolist(),
-        "original_images": len(decoded.train.images),
-        "test_images": len(decoded.test.images),
-    }
-    arrays = {
-        f"{split_name}_{field.name}": getattr(images, field.name)
-        for split_name, images in (("train", decoded.train), ("test", decoded.test))
-        for field in dataclasses.fields(images)
-    }
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        save_file(arrays, aside, metadata={"about": json.dumps(about)})
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _described(path: Path) -> CachedDataset:
-    about = json.loads(_header(path)[0]["__metadata__"]["about"])
-    for name in ("classes", "mean", "std"):
-        about[name] = tuple(about[name])
-    return CachedDataset(path=path, **about)
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """A safetensors file's header, and the position of the first byte behind it."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(size)), 8 + size
-
-
-def _mapped(path: Path) -> dict[str, NDArray[np.uint8]]:
-    """Every array of a safetensors file of bytes, mapped copy-on-write.
-
-    The safetensors library maps for torch only, and the driver does without torch.
-    """
-    header, start = _header(path)
-    return {
-        name: np.memmap(
-            path, np.uint8, "c", offset=start + entry["data_offsets"][0], shape=tuple(entry["shape"])
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
-
-
 def _joined(parts: list[LabelledImages]) -> LabelledImages:
     return LabelledImages(
         np.concatenate([part.images for part in parts]),
@@ -553,11 +374,11 @@ def _digest(algorithm: str, file: Path) -> str:
         return hashlib.file_digest(opened, algorithm).hexdigest()
 
 
-@functools.cache
-def _torchvision() -> Any:
-    import torchvision
+def _torchvision_cifar10() -> type[CIFAR10]:
+    from torchvision import datasets
 
-    return torchvision
+    reader: type[CIFAR10] = datasets.CIFAR10
+    return reader
 
 
 def _first_line(error: Exception) -> str:

@@ -60,7 +60,7 @@ class Totals(nn.Module):
 
     def accuracy_here(self) -> float:
         """Accuracy over this rank's images so far; no collective."""
-        correct, wrong = self.accuracy.tp.sum(), self.accuracy.fn.sum()
+        correct, wrong = (torch.as_tensor(s).sum() for s in (self.accuracy.tp, self.accuracy.fn))
         return float(correct / (correct + wrong))
 
     def reset(self) -> None:

@@ -42,7 +42,7 @@ def resnet18(num_classes: int, stem: str = "imagenet", weights: str = "none") ->
         network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         # Left out by being nothing, so that names of layers stay torchvision's.
-        network.maxpool = nn.Identity()  # type: ignore[assignment]
+        network.maxpool = nn.Identity()
     network.fc = nn.Linear(network.fc.in_features, num_classes)
     if weights != "none":
         values = imagenet_weights() if weights == "imagenet" else read_weights(weights)
@@ -104,7 +104,9 @@ def check_weights(where: str, found: Mapping[str, tuple[int, ...]], stem: str) -
 
 
 def _other_network(where: str, difference: str) -> UserError:
-    return UserError(f"--weights {where}: is not for this ResNet-18: {difference}; use another file")
+    return UserError(
+        f"--weights {where}: is not for this ResNet-18: {difference}; use another file"
+    )
 
 
 def check_weights_file(file: str | Path, stem: str) -> None:
@@ -123,7 +125,8 @@ def check_weights_file(file: str | Path, stem: str) -> None:
     try:
         with safe_open(file, framework="numpy") as opened:
             # A slice knows its shape; its values, which may be bfloat16, are not read.
-            found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+            names: list[str] = list(opened.keys())
+            found = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError) as error:
         raise _unreadable(file, error) from None
     check_weights(str(file), found, stem)

@@ -14,13 +14,9 @@ import torch.distributed
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 
+from cifar_dist.events import Listener
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.runs import RunDirectory, aside_of, write_atomically
-
-Event = dict[str, Any]
-"""What the person at the terminal gets to know: a ``kind`` and what belongs to it."""
-
-Listener = Callable[[Event], None]
 
 SECONDS_BETWEEN_STEP_EVENTS = 0.5
 
@@ -44,7 +40,7 @@ class AverageBatchNorm(Callback):
             flat = torch.cat([buffer.reshape(-1) for buffer in statistics])
             torch.distributed.all_reduce(flat)
             flat /= trainer.world_size
-            parts = flat.split([buffer.numel() for buffer in statistics])
+            parts = torch.split(flat, [buffer.numel() for buffer in statistics])
             for buffer, part in zip(statistics, parts, strict=True):
                 buffer.copy_(part.view_as(buffer))
 

@@ -36,7 +36,9 @@ def _version(package: str) -> str | None:
 def _cpu() -> str:
     try:
         with open("/proc/cpuinfo") as lines:
-            names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+            names = (
+                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+            )
             return next(names, platform.machine())
     except OSError:
         return platform.processor() or platform.machine()

@@ -18,15 +18,15 @@ from lightning.pytorch.strategies import Strategy
 from safetensors.torch import load_file
 
 from cifar_dist.config import TrainConfig
+from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.datamodule import ImageDataModule
-from cifar_dist.data.sources import CachedDataset
 from cifar_dist.errors import UserError
+from cifar_dist.events import Listener, ignore
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.model.resnet import resnet18
 from cifar_dist.runs import Outcome, RunDirectory
 from cifar_dist.training.callbacks import (
     AverageBatchNorm,
-    Listener,
     Record,
     StepEvents,
     weights_as_bytes,
@@ -44,8 +44,8 @@ def fit(
     strategy: str | Strategy = "auto",
     plugins: Sequence[Any] = (),
     launched: Mapping[str, Any] | None = None,
-    listener: Listener = lambda event: None,
-    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    listener: Listener = ignore,
+    report: Callable[[dict[str, Any]], None] = ignore,
 ) -> Outcome:
     """Train to the last epoch, going on from the run's newest checkpoint, and test once.
 
@@ -72,7 +72,7 @@ def fit(
     set_seed(config.seed + rank, config.deterministic)
     network = resnet18(len(dataset.classes), config.stem, config.weights)
     if config.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     if config.compile:
         network.compile()
     images = ImageDataModule(config, dataset)

@@ -39,4 +39,4 @@ def set_deterministic(on: bool) -> None:
     torch.backends.cudnn.benchmark = not on
     torch.use_deterministic_algorithms(on, warn_only=True)
     # Filling memory that nothing reads before it is written only costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
