@@ -1,0 +1,101 @@
+"""What tests share: a cache of their own, one Ray cluster, the command line, small data sets."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Tests start their own Ray, and never join one that somebody else runs on the machine.
+os.environ["RAY_ADDRESS"] = "local"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["CIFAR_DIST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One cluster for all tests of a session; more CPUs than the machine has, for 3 workers."""
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def real_cifar10() -> Path:
+    """The folder with real CIFAR-10 images."""
+    folder = os.environ.get("CIFAR_DIST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("real CIFAR-10 images: set CIFAR_DIST_DATA to their folder")
+    return Path(folder).absolute()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+def run_command(folder: Path, *words: str, module: str = "cifar_dist.train") -> Finished:
+    """Run ``python -m module`` in a folder, as a user does."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+
+
+def encoded(image: np.ndarray, form: str = "PNG") -> bytes:
+    """``[32, 32, 3]`` bytes as an image file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, form)
+    return file.getvalue()
+
+
+def write_parquet(
+    file: Path, images: np.ndarray, labels: np.ndarray, column: str = "img", struct: bool = True
+) -> None:
+    """``[n, 32, 32, 3]`` images as a Parquet file in the Hugging Face layout."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cells = [encoded(image) for image in images]
+    values = [{"bytes": cell, "path": None} for cell in cells] if struct else cells
+    pq.write_table(pa.table({column: values, "label": labels.astype(np.int64)}), file)
+
+
+@pytest.fixture
+def small_parquet(tmp_path: Path) -> Path:
+    """A folder with 60 training and 20 test images in the Hugging Face layout."""
+    random = np.random.default_rng(0)
+    folder = tmp_path / "parquet"
+    for split, count in (("train", 60), ("test", 20)):
+        images = random.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        write_parquet(folder / f"{split}-00000-of-00001.parquet", images, np.arange(count) % 10)
+    return folder

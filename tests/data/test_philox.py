@@ -1,0 +1,55 @@
+"""Counter-based random numbers."""
+
+import numpy as np
+import pytest
+
+from cifar_dist.data.philox import Stream, below, philox4x32, random_words
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        # The known answers that come with Random123 (kat_vectors, philox4x32, 10 rounds).
+        ([0] * 4, (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        (
+            [0xFFFFFFFF] * 4,
+            (0xFFFFFFFF, 0xFFFFFFFF),
+            [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD],
+        ),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            (0xA4093822, 0x299F31D0),
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_known_answers(counter: list[int], key: tuple[int, int], expected: list[int]) -> None:
+    words = philox4x32(np.array([counter, counter], np.uint32), key)
+    assert words.tolist() == [expected, expected]
+
+
+def test_words_depend_on_image_alone_not_on_its_neighbours() -> None:
+    together = random_words(7, Stream.CROP_AND_FLIP, 3, np.arange(100))
+    alone = random_words(7, Stream.CROP_AND_FLIP, 3, np.array([42]))
+    assert np.array_equal(together[42], alone[0])
+
+
+def test_seed_stream_epoch_and_image_each_matter() -> None:
+    images = np.arange(50)
+    base = random_words(1, Stream.CROP_AND_FLIP, 0, images)
+    for other in (
+        random_words(2, Stream.CROP_AND_FLIP, 0, images),
+        random_words(1 + 2**32, Stream.CROP_AND_FLIP, 0, images),
+        random_words(1, Stream.CUTOUT, 0, images),
+        random_words(1, Stream.CROP_AND_FLIP, 1, images),
+        random_words(1, Stream.CROP_AND_FLIP, 0, images + 50),
+    ):
+        assert (other != base).mean() > 0.99
+
+
+def test_below_is_uniform_and_in_range() -> None:
+    words = random_words(0, Stream.CROP_AND_FLIP, 0, np.arange(90_000))[:, 0]
+    counts = np.bincount(below(words, 9), minlength=9)
+    assert len(counts) == 9
+    # Chi-squared with 8 degrees of freedom: 26.1 is passed by 999 of 1,000 fair draws.
+    assert ((counts - 10_000) ** 2 / 10_000).sum() < 26.1
