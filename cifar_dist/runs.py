@@ -243,6 +243,13 @@ class RunDirectory:
                 for row in csv.DictReader(file)
             ]
 
+    def read_summary(self) -> dict[str, Any]:
+        """What ``summary.json`` says; empty before a first command has ended."""
+        if not self.summary_file.is_file():
+            return {}
+        found: dict[str, Any] = json.loads(self.summary_file.read_text())
+        return found
+
     def write_environment(self, values: Mapping[str, Any]) -> None:
         """Write ``environment.json``."""
         write_atomically(self.environment_file, _json(values))

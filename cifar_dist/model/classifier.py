@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_dist.config import TrainConfig
@@ -26,8 +26,9 @@ class Totals(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        # Checks of the values' range would make the device wait at every step.
-        self.loss = MeanMetric(nan_strategy="disable")
+        # Checks of the values' range would make the device wait at every step. Not MeanMetric:
+        # with that check off, torchmetrics 1.9 takes every weight for 1.
+        self.loss = SumMetric(nan_strategy="disable")
         self.accuracy = MulticlassAccuracy(
             num_classes, average="micro", ignore_index=PADDING, validate_args=False
         )
@@ -44,19 +45,18 @@ class Totals(nn.Module):
             logits: ``[n, num_classes]``
             labels: ``[n]``
         """
-        counted = (labels != PADDING).sum()
-        # A part with no images that count has no mean: 0 of weight 0 in place of 0 / 0.
-        self.loss.update(loss_sum.detach().double() / counted.clamp(min=1), counted)
+        self.loss.update(loss_sum.detach())
         self.accuracy.update(logits.detach(), labels)
-        self.images.update(counted)
+        self.images.update((labels != PADDING).sum())
 
     def compute(self) -> dict[str, float]:
         """``loss`` and ``accuracy`` as means over ``images`` images; a collective, then reset."""
-        loss, accuracy = float(self.loss.compute()), float(self.accuracy.compute())
         images = int(self.images.compute())
+        # Accuracy is divided in float32: the whole number of right images gives it exactly.
+        right = round(float(self.accuracy.compute()) * images)
+        loss_sum = float(self.loss.compute())
         self.reset()
-        # torchmetrics divides in float32: the whole number of correct images gives it exactly.
-        return {"loss": loss, "accuracy": round(accuracy * images) / images, "images": images}
+        return {"loss": loss_sum / images, "accuracy": right / images, "images": images}
 
     def accuracy_here(self) -> float:
         """Accuracy over this rank's images so far; no collective."""

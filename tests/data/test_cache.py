@@ -1,0 +1,138 @@
+"""The decoded data set: once a node, whole or not at all, shared by all processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifar_dist.data import cache
+from cifar_dist.data.cache import prepare, prepare_same
+from cifar_dist.data.sources import Decoded, LabelledImages, find_source
+from cifar_dist.errors import UserError
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CIFAR_DIST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Counting:
+    """A source that writes a line whenever it is decoded."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def check(self) -> None:
+        pass
+
+    def fingerprint(self) -> str:
+        return "f" * 64
+
+    def decode(self) -> Decoded:
+        with self.log.open("a") as log:
+            log.write(f"{os.getpid()}\n")
+        images = np.arange(20 * 3 * 32 * 32, dtype=np.uint64).astype(np.uint8)
+        some = LabelledImages(images.reshape(20, 3, 32, 32), np.arange(20, dtype=np.uint8) % 10)
+        return Decoded(some, some, tuple("abcdefghij"))
+
+
+DECODE = """
+import sys
+from pathlib import Path
+from cifar_dist.data.cache import prepare
+from tests.data.test_cache import Counting
+dataset = prepare("cifar10", Counting(Path(sys.argv[1])))
+print(dataset.open()[0].images.sum())
+"""
+
+
+def test_many_processes_decode_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    words = [sys.executable, "-c", DECODE, str(log)]
+    workers = [
+        subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    sums = {worker.communicate(timeout=120)[0] for worker in workers}
+    assert [worker.returncode for worker in workers] == [0] * 4
+    assert len(log.read_text().splitlines()) == 1
+    assert len(sums) == 1
+
+
+def test_what_is_read_is_what_was_decoded(tmp_path: Path) -> None:
+    source = Counting(tmp_path / "log")
+    decoded, dataset = source.decode(), prepare("cifar10", source)
+    for got, expected in zip(dataset.open(), (decoded.train, decoded.test), strict=True):
+        assert np.array_equal(got.images, expected.images)
+        assert np.array_equal(got.labels, expected.labels)
+    assert dataset.classes == decoded.classes
+    assert (dataset.original_images, dataset.train_images, dataset.validation_images) == (20, 18, 2)
+    assert dataset.test_images == 20
+
+
+def test_images_are_mapped_not_copied(real_cifar10: Path) -> None:
+    train, _ = prepare("cifar10", find_source("cifar10", real_cifar10)).open()
+    train.images.max()  # touches every page
+    entries = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    lines = [line for entry in entries if "cifar10-" in entry for line in entry.splitlines()]
+
+    def kib(name: str) -> int:
+        return sum(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    assert kib("Rss:") > 140_000
+    assert kib("Anonymous:") == 0  # pages of this process's own
+
+
+def test_a_half_written_file_is_not_taken_for_a_data_set(
+    tmp_path: Path, own_cache: Path, monkeypatch
+) -> None:
+    def fail(arrays, file: Path, metadata) -> None:
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", fail)
+    with pytest.raises(UserError, match=r"No space left on device.*CIFAR_DIST_CACHE"):
+        prepare("cifar10", Counting(tmp_path / "log"))
+    assert not list(own_cache.glob("*.safetensors"))
+    assert not list(own_cache.glob("*.tmp"))
+
+
+def test_other_data_gets_another_file(small_parquet: Path) -> None:
+    first = prepare("cifar10", find_source("cifar10", small_parquet))
+    train = small_parquet / "train-00000-of-00001.parquet"
+    train.rename(small_parquet / "train.parquet")  # another name, the same data
+    assert prepare("cifar10", find_source("cifar10", small_parquet)).path == first.path
+    test = (small_parquet / "test-00000-of-00001.parquet").read_bytes()
+    (small_parquet / "train.parquet").write_bytes(test)
+    assert prepare("cifar10", find_source("cifar10", small_parquet)).path != first.path
+
+
+def test_another_node_must_hold_the_same_data(small_parquet: Path) -> None:
+    here = prepare("cifar10", find_source("cifar10", small_parquet))
+    assert prepare_same("cifar10", "/not/looked/at", here.fingerprint) == here
+    assert cache.prepare_same("cifar10", small_parquet, here.fingerprint) == here
+    with pytest.raises(UserError, match="holds other data"):
+        prepare_same("cifar10", small_parquet, "0" * 64)
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CIFAR_DIST_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="CIFAR_DIST_CACHE"):
+        prepare("cifar10", Counting(tmp_path / "log"))
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(3, 2), (18, 10)])
+def test_a_batch_too_small_for_its_workers_is_refused(
+    tmp_path: Path, batch_size: int, workers: int
+) -> None:
+    dataset = prepare("cifar10", Counting(tmp_path / "log"))
+    dataset.check_batches(18, 9)
+    with pytest.raises(UserError, match=rf"--batch-size {batch_size}: .* {workers} workers need 2"):
+        dataset.check_batches(batch_size, workers)
