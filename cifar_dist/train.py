@@ -130,7 +130,7 @@ def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> E
             f"{dataset.test_images:,} test images)",
             f"{workers}{where}; {config.max_epochs} epochs x {steps} steps, "
             f"batch size {config.batch_size}, {config.optimizer}, lr {config.lr:g}",
-            f"run {run.path}",
+            f"run {_shown(run.path)}",
         ],
     }
 
@@ -173,9 +173,14 @@ def _results(trained: Trained, config: TrainConfig) -> list[str]:
         f"{trained.outcome.test_images:,} images, weights of epoch {summary['best_epoch']} "
         f"(val_accuracy {summary['val_accuracy']:.4f})",
         f"done in {duration(summary['seconds'])}, {summary['restarts']} restarts",
-        f"files in {trained.run.path}: {' '.join(files)}",
+        f"files in {_shown(trained.run.path)}: {' '.join(files)}",
         f"next: {_next_command(config, trained.run, more)}",
     ]
+
+
+def _shown(path: Path) -> Path:
+    """A path as a person standing here would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _next_command(config: TrainConfig, run: RunDirectory, more: str) -> str:
@@ -183,7 +188,7 @@ def _next_command(config: TrainConfig, run: RunDirectory, more: str) -> str:
         return f"{COMMAND} --num-workers {config.num_workers} --max-epochs 3"
     if config.schedule == "steplr":
         return resume_command(config, run, "--max-epochs", more)
-    return f"{COMMAND} --config {run.config_file} --seed {config.seed + 1}"
+    return f"{COMMAND} --config {_shown(run.config_file)} --seed {config.seed + 1}"
 
 
 def main(words: list[str]) -> None:

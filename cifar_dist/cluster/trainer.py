@@ -9,13 +9,14 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cifar_dist.cluster.session import worker_resources
@@ -35,10 +36,17 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._refused: str | None = None
 
     def put(self, event: Event) -> None:
         """Add an event."""
         self._events.append(event)
+        if event["kind"] == "refused":
+            self._refused = event["message"]
+
+    def refused(self) -> str | None:
+        """What a worker found wrong that no restart mends, if anything."""
+        return self._refused
 
     def take(self) -> list[Event]:
         """All events since the last call, in order."""
@@ -57,33 +65,53 @@ class Work:
     mailbox: Any
 
 
-def train_worker(settings: dict[str, Any]) -> Outcome:
+Worker = Callable[[Work], Outcome]
+
+
+def train_worker(work: Work) -> Outcome:
     """What every worker does; Ray Train calls it again, on new workers, after a failure."""
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
     from cifar_dist.data.cache import prepare_same
     from cifar_dist.training.fit import fit
 
-    work: Work = settings["work"]
     config = work.config
+    assert config.data_dir is not None  # settled when the config was made
+    dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
+    return fit(
+        config,
+        work.run,
+        dataset,
+        rank=ray.train.get_context().get_world_rank(),
+        # Statistics of batch normalisation are averaged once an epoch instead.
+        strategy=RayDDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
+        plugins=[RayLightningEnvironment()],
+        launched=work.launched,
+        listener=work.mailbox.put.remote,
+        report=ray.train.report,
+    )
+
+
+def _on_each_worker(settings: dict[str, Any]) -> Outcome:
+    """Call the worker, and tell the driver what it raises.
+
+    Ray keeps the exception, but neither its traceback nor which rank was the first to raise;
+    the others' broken connections are only consequences.
+    """
+    work: Work = settings["work"]
+    worker: Worker = settings["worker"]
+    if (refused := ray.get(work.mailbox.refused.remote())) is not None:
+        raise UserError(refused)  # a restart that Ray insists on: over at once
     try:
-        assert config.data_dir is not None  # settled when the config was made
-        dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
-        return fit(
-            config,
-            work.run,
-            dataset,
-            rank=ray.train.get_context().get_world_rank(),
-            # Statistics of batch normalisation are averaged once an epoch instead.
-            strategy=RayDDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
-            plugins=[RayLightningEnvironment()],
-            launched=work.launched,
-            listener=work.mailbox.put.remote,
-            report=ray.train.report,
-        )
-    except UserError as error:
-        # No restart mends it. Waited for, since this process may end next.
-        ray.get(work.mailbox.put.remote({"kind": "refused", "message": str(error)}))
+        return worker(work)
+    except Exception as error:
+        rank = ray.train.get_context().get_world_rank()
+        mendable = not isinstance(error, UserError)
+        event = {
+            "kind": "raised" if mendable else "refused",
+            "message": f"worker {rank}: {traceback.format_exc()}" if mendable else str(error),
+        }
+        ray.get(work.mailbox.put.remote(event))  # waited for: this process may end next
         raise
 
 
@@ -93,7 +121,7 @@ def train_on_ray(
     dataset_fingerprint: str,
     launched: Mapping[str, Any],
     listener: Listener,
-    worker: Callable[[dict[str, Any]], Outcome] = train_worker,
+    worker: Worker = train_worker,
 ) -> Outcome:
     """Train with DDP workers of the cluster that this process is connected to.
 
@@ -103,7 +131,7 @@ def train_on_ray(
         dataset_fingerprint: of the data set that the driver decoded.
         launched: what the driver adds to ``environment.json``.
         listener: told of progress, in the calling thread.
-        worker: what each worker does; called with its `Work` under the key ``work``.
+        worker: what each worker does.
 
     Raises:
         UserError: what a worker found wrong with configuration or data.
@@ -115,8 +143,8 @@ def train_on_ray(
     # A name that was used before would make Ray restore what it finds under it.
     shutil.rmtree(run.path / RAY_FOLDER, ignore_errors=True)
     trainer = TorchTrainer(
-        worker,
-        train_loop_config={"work": work},
+        _on_each_worker,
+        train_loop_config={"work": work, "worker": worker},
         torch_config=TorchConfig(backend=_backend(config)),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -130,15 +158,27 @@ def train_on_ray(
         ),
     )
     running = _InThread(trainer.fit)
+    raised: list[str] = []
     try:
-        while running.alive:
+        while True:
+            # Asked for before the events are taken, so that the last ones are not missed.
+            alive = running.alive
+            for event in ray.get(mailbox.take.remote()):
+                if event["kind"] == "refused":
+                    raise UserError(event["message"])
+                if event["kind"] == "raised":
+                    raised.append(event["message"])
+                    continue
+                if event["kind"] == "start":
+                    raised.clear()  # a restart mended it
+                listener(event)
+            if not alive:
+                break
             time.sleep(POLL_S)
-            _pass_on(ray.get(mailbox.take.remote()), listener)
-        _pass_on(ray.get(mailbox.take.remote()), listener)
     finally:
         shutil.rmtree(run.path / RAY_FOLDER, ignore_errors=True)
     if running.error is not None:
-        raise RunFailed(_cause(running.error)) from running.error
+        raise RunFailed(raised[0].strip() if raised else _cause(running.error)) from running.error
     outcome: Outcome = running.result.return_value
     return outcome
 
@@ -163,13 +203,6 @@ class _InThread:
         return self._thread.is_alive()
 
 
-def _pass_on(events: list[Event], listener: Listener) -> None:
-    for event in events:
-        if event["kind"] == "refused":
-            raise UserError(event["message"])
-        listener(event)
-
-
 def _backend(config: TrainConfig) -> str | None:
     """NCCL refuses two ranks on one GPU, which fractions may give; None leaves it to Ray."""
     assert config.gpus_per_worker is not None  # settled when the config was made
@@ -177,12 +210,7 @@ def _backend(config: TrainConfig) -> str | None:
 
 
 def _cause(error: BaseException) -> str:
-    """What the first worker that failed raised, once, with its traceback."""
+    """What ended workers that could say nothing, e.g. because they were killed."""
     if isinstance(error, WorkerGroupError):
-        failures = error.worker_failures
-        # Where one rank raises, the others' broken connections are only consequences.
-        rank = min(failures, key=lambda r: ("onnection" in str(failures[r]), r))
-        return f"worker {rank} raised\n{str(failures[rank]).strip()}"
-    if isinstance(error, TrainingFailedError):
-        return str(error).strip()
-    return f"{type(error).__name__}: {error}"
+        return "\n".join(f"worker {rank}: {e}" for rank, e in error.worker_failures.items())
+    return str(error).strip() or type(error).__name__

@@ -85,7 +85,9 @@ def test_evaluation_counts_every_image_once(dataset, split, count, world_size: i
             counted += list(batch.images[batch.labels != PADDING].flatten(1).numpy())
     # Ranks with fewer or smaller batches would hang the others in DDP.
     assert all(size == sizes[0] for size in sizes)
-    whole = [b.images.flatten(1).numpy() for b in getattr(module_of(dataset), f"{split}_dataloader")()]
+    whole = [
+        b.images.flatten(1).numpy() for b in getattr(module_of(dataset), f"{split}_dataloader")()
+    ]
     expected = np.concatenate(whole)
     assert len(counted) == len(expected) == count
     key = lambda rows: sorted(row.tobytes() for row in rows)  # noqa: E731

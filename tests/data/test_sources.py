@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -143,9 +144,11 @@ class SmallArchive:
         self.md5 = hashlib.md5(self.archive.read_bytes()).hexdigest()
 
         class Reader(CIFAR10):
-            train_list = [[f"data_batch_{i}", md5s[f"data_batch_{i}"]] for i in range(1, 6)]
-            test_list = [["test_batch", md5s["test_batch"]]]
-            meta = {
+            train_list: ClassVar = [
+                [f"data_batch_{i}", md5s[f"data_batch_{i}"]] for i in range(1, 6)
+            ]
+            test_list: ClassVar = [["test_batch", md5s["test_batch"]]]
+            meta: ClassVar = {
                 "filename": "batches.meta",
                 "key": "label_names",
                 "md5": md5s["batches.meta"],
@@ -176,7 +179,7 @@ def test_the_archive_decodes_to_its_pixels(tmp_path: Path, packed: bool) -> None
     decoded = small.source(small.archive if packed else small.folder).decode()
     train = [f"data_batch_{i}" for i in range(1, 6)]
     assert np.array_equal(decoded.train.images, np.concatenate([small.images[n] for n in train]))
-    assert decoded.train.labels.tolist() == sum((small.labels[n] for n in train), [])
+    assert decoded.train.labels.tolist() == [label for n in train for label in small.labels[n]]
     assert np.array_equal(decoded.test.images, small.images["test_batch"])
     assert decoded.classes == CIFAR10_CLASSES
 

@@ -76,8 +76,13 @@ def save_as(file: Path, values: dict[str, torch.Tensor]) -> None:
 def test_weights_of_another_network_are_refused(tmp_path, suffix, change, said) -> None:
     file = tmp_path / f"weights.{suffix}"
     save_as(file, change(resnet18(10).state_dict()))
-    for use in (lambda: check_weights_file(file, "imagenet"), lambda: resnet18(10, weights=str(file))):
-        with pytest.raises(UserError, match=rf"--weights .*: is not for this ResNet-18: .*({said})"):
+    for use in (
+        lambda: check_weights_file(file, "imagenet"),
+        lambda: resnet18(10, weights=str(file)),
+    ):
+        with pytest.raises(
+            UserError, match=rf"--weights .*: is not for this ResNet-18: .*({said})"
+        ):
             use()
 
 
@@ -103,7 +108,9 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not Bomb.gone_off
 
 
-@pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", "empty.pth", "junk.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["missing.pth", "missing.safetensors", "empty.pth", "junk.safetensors"]
+)
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty.pth").touch()
     (tmp_path / "junk.safetensors").write_bytes(b"junk, not a header and values")

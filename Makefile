@@ -1,0 +1,38 @@
+# Needs Python 3.11 or newer, make and git; everything else is installed into .venv.
+VENV := .venv
+BIN := $(VENV)/bin
+UV := 0.13.9
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: setup train test check format constraints
+
+setup: $(VENV)/ready  ## install into .venv, at the versions and hashes of constraints.txt
+
+$(VENV)/ready: constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv==$(UV)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+train: setup  ## a first run: handwritten digits, two workers, a minute or two
+	$(BIN)/python -m cifar_dist.train --dataset digits --num-workers 2 --max-epochs 6
+
+test: check  ## everything that must hold before a commit
+	$(BIN)/python -m pytest
+
+check: setup  ## format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## put code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+constraints: setup  ## resolve pyproject.toml anew into constraints.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --upgrade pyproject.toml -o constraints.txt

@@ -1,0 +1,166 @@
+"""Real runs on a real Ray cluster, with workers on the CPU."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import cifar_dist.cluster.trainer
+from cifar_dist.config import TrainConfig
+from cifar_dist.errors import RunFailed, UserError
+from cifar_dist.runs import RunDirectory
+from cifar_dist.train import Trained, train
+from tests.cluster import workers
+from tests.training.test_fit import without_timing
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+SMALL = {"dataset": "digits", "max_epochs": 2, "batch_size": 400, "num_workers": 2}
+
+
+def train_small(folder: Path, name: str, events: list | None = None, **settings) -> Trained:
+    config = TrainConfig(**{**SMALL, "storage_path": str(folder), "name": name, **settings})
+    return train(config, (events if events is not None else []).append)
+
+
+@pytest.fixture
+def with_worker(monkeypatch: pytest.MonkeyPatch):
+    """Makes workers do something else than only train."""
+    train_on_ray = cifar_dist.cluster.trainer.train_on_ray
+
+    def use(worker) -> None:
+        monkeypatch.setattr(
+            "cifar_dist.cluster.trainer.train_on_ray",
+            functools.partial(train_on_ray, worker=worker),
+        )
+
+    return use
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train_small(tmp_path_factory.mktemp("runs"), "undisturbed")
+
+
+def test_a_run_of_two_workers_is_complete(undisturbed: Trained) -> None:
+    rows = undisturbed.run.read_metrics()
+    assert [row["world_size"] for row in rows] == [2, 2]
+    assert [row["step"] for row in rows] == [4, 8]
+    assert [row["samples"] for row in rows] == [1_350, 2_700]
+    assert undisturbed.outcome.test_images == 297
+    assert (undisturbed.summary["status"], undisturbed.summary["restarts"]) == ("completed", 0)
+    left = {file.name for file in undisturbed.run.path.iterdir()}
+    assert left == {
+        "config.yaml",
+        "environment.json",
+        "metrics.csv",
+        "checkpoints",
+        "model.safetensors",
+        "summary.json",
+    }
+
+
+def test_train_rerun_gives_the_same_bits(undisturbed: Trained, tmp_path: Path) -> None:
+    again = train_small(tmp_path, "again")
+    assert without_timing(again.run) == without_timing(undisturbed.run)
+    assert again.outcome.weights_sha256 == undisturbed.outcome.weights_sha256
+
+
+def test_train_resume_gives_the_same_bits(undisturbed: Trained, tmp_path: Path) -> None:
+    train_small(tmp_path, "short", max_epochs=1)
+    longer = train_small(tmp_path, "short", resume=True)
+    assert without_timing(longer.run) == without_timing(undisturbed.run)
+    assert longer.outcome.weights_sha256 == undisturbed.outcome.weights_sha256
+
+
+def test_a_killed_worker_is_replaced_and_the_bits_are_the_same(
+    tmp_path: Path, undisturbed: Trained, with_worker
+) -> None:
+    with_worker(workers.killed_worker)
+    events: list[dict] = []
+    killed = train_small(tmp_path, "killed", events, max_failures=1)
+    assert killed.summary["restarts"] == 1
+    starts = [event for event in events if event["kind"] == "start"]
+    assert starts[0]["checkpoint"] is None
+    assert starts[1]["checkpoint"].endswith("epoch-0001.ckpt")
+    assert without_timing(killed.run) == without_timing(undisturbed.run)
+    assert killed.outcome.weights_sha256 == undisturbed.outcome.weights_sha256
+
+
+def recorded(run: RunDirectory, world_size: int) -> dict[tuple, list[tuple]]:
+    """By (stage, epoch, global batch): label and digest of each image, in rank order."""
+    images = defaultdict(list)
+    for rank in range(world_size):
+        for line in (run.path / f"images-{rank}.txt").read_text().splitlines():
+            stage, epoch, batch, said_rank, _, label, digest = line.split()
+            assert int(said_rank) == rank
+            images[stage, int(epoch), int(batch)].append((int(label), digest))
+    return images
+
+
+def test_every_world_size_sees_the_same_global_batches(tmp_path: Path, with_worker) -> None:
+    with_worker(workers.recording_worker)
+    training, evaluated = {}, {}
+    for world_size in (1, 2, 3):
+        trained = train_small(
+            tmp_path, f"of-{world_size}", num_workers=world_size, cutout=8, batch_size=256
+        )
+        images = recorded(trained.run, world_size)
+        training[world_size] = {
+            key: hashlib.sha256(repr(seen).encode()).hexdigest()
+            for key, seen in images.items()
+            if key[0] == "train"
+        }
+        for stage, count in (("validate", 150), ("test", 297)):
+            # 297 images divide by 3 workers and not by 2; both batches of 256 and 41 by neither.
+            epochs = {epoch for s, epoch, _ in images if s == stage}
+            for epoch in epochs:
+                counted = [
+                    image
+                    for (s, e, _), seen in images.items()
+                    for image in seen
+                    if (s, e) == (stage, epoch) and image[0] >= 0
+                ]
+                assert len(counted) == count
+                evaluated.setdefault(stage, sorted(counted))
+                assert sorted(counted) == evaluated[stage]
+        assert trained.outcome.test_images == 297
+        assert [row["samples"] for row in trained.run.read_metrics()] == [1_350, 2_700]
+        assert [row["world_size"] for row in trained.run.read_metrics()] == [world_size] * 2
+    assert len(training[1]) == len(set(training[1].values())) == 2 * 6
+    assert training[2] == training[1]
+    assert training[3] == training[1]
+
+
+def test_a_worker_that_raises_is_shown_once_with_its_cause(tmp_path: Path, with_worker) -> None:
+    with_worker(workers.raising_worker)
+    with pytest.raises(RunFailed) as caught:
+        train_small(tmp_path, "raised", max_failures=1)
+    said = str(caught.value)
+    assert said.count("the second worker divides by zero") == 1
+    assert said.startswith("worker 1: Traceback")
+    assert "raising_worker" in said
+    assert "to go on: python -m cifar_dist.train --name raised --resume" in said
+    summary = RunDirectory.at(str(tmp_path), "raised").read_summary()
+    assert summary["status"] == "failed"
+
+
+def test_what_a_worker_finds_wrong_with_the_data_is_not_retried(tmp_path, with_worker) -> None:
+    with_worker(workers.misled_worker)
+    events: list[dict] = []
+    with pytest.raises(UserError, match="holds other data"):
+        train_small(tmp_path, "misled", events)
+    assert [event["kind"] for event in events] == ["plan"]
+    assert not (tmp_path / "misled").exists()
+
+
+def test_more_than_the_cluster_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs 5 x \(1 CPU\).*room for 4; use --num-workers 4"):
+        train_small(tmp_path, "many", num_workers=5)
+    with pytest.raises(UserError, match="leave out --use-gpu"):
+        train_small(tmp_path, "gpu", use_gpu=True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,84 @@
+"""What workers do in tests besides training; Ray imports this module in them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from cifar_dist.cluster.trainer import Work, train_worker
+from cifar_dist.runs import Outcome
+
+
+def recording_worker(work: Work) -> Outcome:
+    """Train, and write a line for each image that the network is given: what, where, which pixels.
+
+    A line: stage, epoch, global batch, rank, place in the rank's part, label, digest of the pixels.
+    """
+    from cifar_dist.data import datamodule
+    from cifar_dist.training import fit
+
+    rank = ray.train.get_context().get_world_rank()
+    log = work.run.path / f"images-{rank}.txt"
+
+    class Recording(datamodule.ImageDataModule):
+        batches = 0
+        counted_in = ("", -1)
+
+        def ready(self, batch: datamodule.Batch) -> datamodule.Batch:
+            batch = super().ready(batch)
+            stage = self.trainer.state.stage.value
+            if self.counted_in != (stage, self.trainer.current_epoch):
+                self.counted_in, self.batches = (stage, self.trainer.current_epoch), 0
+            with log.open("a") as lines:
+                for place, (image, label) in enumerate(
+                    zip(batch.images, batch.labels, strict=True)
+                ):
+                    digest = hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
+                    lines.write(
+                        f"{stage} {self.trainer.current_epoch} {self.batches} {rank} {place} "
+                        f"{int(label)} {digest}\n"
+                    )
+            self.batches += 1
+            return batch
+
+    fit.ImageDataModule = Recording  # type: ignore[misc]
+    return train_worker(work)
+
+
+def raising_worker(work: Work) -> Outcome:
+    """Rank 1 raises; rank 0 waits for it, as in a collective."""
+    if ray.train.get_context().get_world_rank() == 1:
+        raise ZeroDivisionError("the second worker divides by zero")
+    threading.Event().wait()
+    raise AssertionError
+
+
+def killed_worker(work: Work) -> Outcome:
+    """Train, but the first time rank 1 is killed at the first epoch's end."""
+    from cifar_dist.training import callbacks
+
+    marker: Path = work.run.path / "killed"
+
+    class Killed(callbacks.Record):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            super().on_train_epoch_end(trainer, pl_module)
+            if trainer.global_rank == 1 and trainer.current_epoch == 0 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    from cifar_dist.training import fit
+
+    fit.Record = Killed  # type: ignore[misc]
+    return train_worker(work)
+
+
+def misled_worker(work: Work) -> Outcome:
+    """Train on a node whose data is not the driver's."""
+    object.__setattr__(work, "dataset_fingerprint", "0" * 64)
+    return train_worker(work)

@@ -1,0 +1,218 @@
+"""``python -m cifar_dist.train`` as a user types it: output, files, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Finished, run_command
+
+SMALL = ("--dataset", "digits", "--batch-size", "450", "--max-epochs", "2")
+
+
+def one_line(finished: Finished) -> str:
+    """The one line on standard error of a command that was refused."""
+    assert finished.code == 2, finished
+    assert finished.out == ""
+    assert finished.err.count("\n") == 1, finished.err
+    assert finished.err.startswith("error: ")
+    assert "Traceback" not in finished.err
+    assert finished.seconds < 20
+    return finished.err
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_run_prints_what_matters_and_exits_0(tmp_path: Path, workers: str) -> None:
+    done = run_command(tmp_path, *SMALL, "--num-workers", workers, "--name", "first")
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert len(lines) < 30
+    assert "1,350 training, 150 validation, 297 test images" in lines[0]
+    assert sum(line.startswith("epoch ") for line in lines) == 2
+    run = tmp_path / "runs" / "first"
+    assert f"run {run.relative_to(tmp_path)}" in lines
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"test accuracy {summary['test_accuracy']:.4f}" in done.out
+    assert lines[-1].startswith("next: python -m cifar_dist.train ")
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["command"].endswith(f"--num-workers {workers} --name first")
+
+
+def test_the_main_job_learns_real_cifar10(tmp_path: Path, real_cifar10: Path) -> None:
+    # The whole three epochs take six minutes on two cores; the README shows that run. Twelve
+    # steps on 1,000-image batches of the real images must already beat guessing by far.
+    done = run_command(
+        tmp_path, "--data-dir", str(real_cifar10), "--num-workers", "2", "--max-epochs", "1",
+        "--batch-size", "1024", "--name", "real", "--lr", "0.002",
+    )  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+    assert "45,000 training, 5,000 validation, 10,000 test images" in done.out
+    summary = json.loads((tmp_path / "runs" / "real" / "summary.json").read_text())
+    assert summary["test_accuracy"] > 0.3
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lrr", "1"], "unknown flag --lrr: did you mean --lr?"),
+        (["--lr", "-1"], "--lr -1.0: must be greater than 0"),
+        (["--batch-size", "6", "--num-workers", "4"], "4 workers need at least 2 images each"),
+        (["--storage-path", "/proc/runs"], "--storage-path /proc/runs: cannot be written"),
+        (["--weights", "missing.safetensors"], "--weights /"),
+        (["--resume", "--name", "none"], "there is no run in"),
+    ],
+)
+def test_bad_usage_is_refused_in_one_line(tmp_path: Path, words: list[str], said: str) -> None:
+    assert said in one_line(run_command(tmp_path, "--dataset", "digits", *words))
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_a_misspelt_key_in_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("dataset: digits\nmax_epoch: 3\n")
+    said = one_line(run_command(tmp_path, "--config", "my.yaml"))
+    assert "unknown setting max_epoch (in my.yaml): did you mean max_epochs?" in said
+
+
+def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    said = one_line(run_command(tmp_path, *SMALL, "--num-workers", "4", "--use-gpu"))
+    assert re.search(
+        r"--num-workers 4: needs 4 x \(1 CPU, 1 GPU\), and the cluster has \d+ CPU, 0 GPU", said
+    )
+    assert "leave out --use-gpu" in said
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_missing_folder_without_a_network_is_refused(tmp_path: Path) -> None:
+    # A proxy at a closed port of this machine stands for the missing network.
+    os.environ["https_proxy"] = "http://127.0.0.1:9"
+    try:
+        said = one_line(run_command(tmp_path, "--data-dir", "nowhere"))
+    finally:
+        del os.environ["https_proxy"]
+    assert f"no CIFAR-10 in {tmp_path / 'nowhere'}, and the download failed" in said
+    assert "--data-dir" in said
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_truncated_parquet_file_is_refused(tmp_path: Path, small_parquet: Path) -> None:
+    file = small_parquet / "test-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    said = one_line(run_command(tmp_path, "--data-dir", str(small_parquet)))
+    assert f"{file}: is no readable Parquet file" in said
+
+
+def test_a_parquet_file_without_labels_is_refused(tmp_path: Path, small_parquet: Path) -> None:
+    import pyarrow.parquet as pq
+
+    file = small_parquet / "train-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["label"]), file)
+    said = one_line(run_command(tmp_path, "--data-dir", str(small_parquet)))
+    assert "has columns img; needs img or image, and label" in said
+
+
+def test_an_archive_with_a_wrong_md5_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cifar-10-python.tar.gz").write_bytes(b"not the archive")
+    assert "has MD5 " in one_line(run_command(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_of_another_network_are_refused(tmp_path: Path, suffix: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    state = torch.nn.Linear(3, 4).state_dict()
+    file = tmp_path / f"linear.{suffix}"
+    torch.save(state, file) if suffix == "pth" else save_file(state, file)
+    said = one_line(run_command(tmp_path, *SMALL, "--weights", file.name))
+    assert f"--weights {file}: is not for this ResNet-18" in said
+
+
+def test_a_taken_name_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    done = run_command(tmp_path, *SMALL, "--num-workers", "0", "--name", "a")
+    assert done.code == 0
+    run = tmp_path / "runs" / "a"
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    said = one_line(run_command(tmp_path, *SMALL, "--num-workers", "0", "--name", "a"))
+    assert f"--name a: {run} exists" in said
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+    said = one_line(run_command(tmp_path, "--name", "a", "--resume", "--lr", "0.5"))
+    assert "--lr 0.5: the run was started with 0.001" in said
+    longer = run_command(tmp_path, "--name", "a", "--resume", "--max-epochs", "3")
+    assert longer.code == 0, longer.err
+    assert [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()[1:]] == [
+        "1",
+        "2",
+        "3",
+    ]
+
+
+# --- failures and interruptions --------------------------------------------------------------
+
+RAISING = """
+import functools
+import cifar_dist.cluster.trainer as trainer
+from tests.cluster.workers import raising_worker
+trainer.train_on_ray = functools.partial(trainer.train_on_ray, worker=raising_worker)
+from cifar_dist.cli import run_command
+from cifar_dist.train import main
+run_command(main)
+"""
+
+
+def test_a_worker_that_raises_is_shown_once_and_exits_1(tmp_path: Path) -> None:
+    words = [*SMALL, "--num-workers", "2", "--max-failures", "0", "--name", "raised"]
+    done = subprocess.run(
+        [sys.executable, "-c", RAISING, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("the second worker divides by zero") == 2  # source line and message
+    assert done.stderr.count("Traceback") == 1
+    assert "to go on: python -m cifar_dist.train --name raised --resume" in done.stderr
+
+
+@pytest.mark.parametrize(("workers", "signum"), [("0", signal.SIGTERM), ("2", signal.SIGINT)])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, workers: str, signum: int) -> None:
+    words = ["--dataset", "digits", "--num-workers", workers, "--name", "cut"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "cifar_dist.train", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    run = tmp_path / "runs" / "cut"
+    deadline = time.monotonic() + 200
+    while not list(run.glob("checkpoints/epoch-*.ckpt")):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    running.send_signal(signum)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert err.splitlines() == [
+        "interrupted; to go on: python -m cifar_dist.train --name cut --resume"
+    ]
+    assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
