@@ -150,8 +150,12 @@ class RunDirectory:
         return run
 
     def discard(self) -> None:
-        """Delete the directory of a run that never began, so that its name is free again."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Delete the directory of a run that never began, so that its name is free again.
+
+        One that has trained an epoch stays as it is.
+        """
+        if not self._checkpointed_epochs() and not self.read_metrics():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def name(self) -> str:
@@ -220,8 +224,11 @@ class RunDirectory:
         return make_config(read_settings(self.config_file), f" (in {self.config_file})")
 
     def write_config(self, config: TrainConfig) -> None:
-        """Write every setting to ``config.yaml``."""
-        fresh = dataclasses.replace(config, resume=False)
+        """Write every setting to ``config.yaml``, so that ``--config`` with it gives the same run.
+
+        A new one: the name, which is the directory's, and ``resume`` are left open.
+        """
+        fresh = dataclasses.replace(config, resume=False, name=None)
         write_atomically(self.config_file, fresh.to_yaml().encode())
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -248,6 +255,13 @@ class RunDirectory:
         if not self.summary_file.is_file():
             return {}
         found: dict[str, Any] = json.loads(self.summary_file.read_text())
+        return found
+
+    def started_with_fingerprint(self) -> str | None:
+        """The fingerprint of the data set that the run was started with, if it got so far."""
+        if not self.environment_file.is_file():
+            return None
+        found: str | None = json.loads(self.environment_file.read_text())["dataset_fingerprint"]
         return found
 
     def write_environment(self, values: Mapping[str, Any]) -> None:

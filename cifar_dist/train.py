@@ -91,6 +91,11 @@ def _run(
     def begin(where: str) -> CachedDataset:
         dataset = prepare(config.dataset, source)
         dataset.check_batches(config.batch_size, max(config.max_workers, 1))
+        if run.started_with_fingerprint() not in (None, dataset.fingerprint):
+            raise UserError(
+                f"--data-dir {config.data_dir}: holds other data than the run was started with; "
+                "name the folder that it was started with"
+            )
         run.write_config(config)
         listener(_plan(config, run, dataset, where))
         return dataset

@@ -1,5 +1,6 @@
 """The run directory."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,12 @@ def test_a_file_in_the_way_of_the_storage_path_is_named(tmp_path: Path) -> None:
 
 def test_config_reads_back(tmp_path: Path) -> None:
     run, config = make(tmp_path, name="a", lr=0.02, num_workers="1:2")
-    assert run.read_config() == config
+    # The name is the directory's: a config that is read back is for another run.
+    assert run.read_config() == dataclasses.replace(config, name=None)
 
 
 def resumed(config: TrainConfig, **changes) -> TrainConfig:
-    return TrainConfig(**{**config.to_dict(), "resume": True, **changes})
+    return dataclasses.replace(config, resume=True, **changes)
 
 
 def test_resume_refuses_what_would_compute_something_else(tmp_path: Path) -> None:
@@ -66,6 +68,14 @@ def test_resume_refuses_fewer_epochs_than_were_done(tmp_path: Path) -> None:
     run.checkpoint(4).touch()
     with pytest.raises(UserError, match="has done 4 epochs already"):
         RunDirectory.existing(resumed(config, max_epochs=3))
+
+
+def test_only_a_run_that_never_began_is_discarded(tmp_path: Path) -> None:
+    (never, _), (begun, _) = make(tmp_path, name="never"), make(tmp_path, name="begun")
+    begun.write_metrics([dict.fromkeys(METRICS, 1)])
+    for run in (never, begun):
+        run.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
 
 
 def test_newest_checkpoint_and_pruning(tmp_path: Path) -> None:

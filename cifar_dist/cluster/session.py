@@ -43,7 +43,7 @@ def session(verbose: bool = False) -> Iterator[str]:
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS', '')}: no Ray cluster answers "
             f"({_first_line(error)}); start one with 'ray start --head', or unset RAY_ADDRESS"

@@ -78,11 +78,12 @@ def fit(
     images = ImageDataModule(config, dataset)
     steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     module = Classifier(network, config, len(dataset.classes), steps_per_epoch)
-    record = Record(run, config.checkpoint_every, report)
+    record = Record(
+        run, config.checkpoint_every, _also_tell(listener, report) if rank == 0 else report
+    )
     callbacks: list[pl.Callback] = [AverageBatchNorm(), record]
     if rank == 0:
         callbacks.append(StepEvents(listener))
-        record.report = _also_tell(listener, report)
         run.write_environment(
             {**environment(), "dataset_fingerprint": dataset.fingerprint, **(launched or {})}
         )

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -113,7 +114,7 @@ def test_another_seed_gives_other_bits(undisturbed: Trained, tmp_path: Path) -> 
 def test_config_yaml_gives_the_same_run(undisturbed: Trained, tmp_path: Path) -> None:
     from cifar_dist.cli import parse_train
 
-    words = ["--config", str(undisturbed.run.config_file), "--name", "b", "--storage-path"]
+    words = ["--config", str(undisturbed.run.config_file), "--storage-path"]
     again = train(parse_train([*words, str(tmp_path)]))
     assert again.outcome.weights_sha256 == undisturbed.outcome.weights_sha256
 
@@ -182,6 +183,18 @@ def test_other_settings_train_and_resume_alike(tmp_path: Path, settings: dict) -
     assert resumed.outcome.weights_sha256 == whole.outcome.weights_sha256
     losses = [row["train_loss"] for row in whole.outcome.history]
     assert losses[1] < losses[0]
+
+
+def test_resume_refuses_other_data(small_parquet: Path, tmp_path: Path) -> None:
+    from tests.conftest import write_parquet
+
+    settings = {"dataset": "cifar10", "data_dir": str(small_parquet), "batch_size": 27}
+    train_small(tmp_path, "a", max_epochs=1, **settings)
+    images = np.zeros((60, 32, 32, 3), np.uint8)
+    write_parquet(small_parquet / "train-00000-of-00001.parquet", images, np.arange(60) % 10)
+    with pytest.raises(UserError, match="other data than the run was started with"):
+        train_small(tmp_path, "a", resume=True, max_epochs=2, **settings)
+    assert (tmp_path / "a" / "checkpoints" / "epoch-0001.ckpt").exists()
 
 
 def test_starting_weights_are_used(undisturbed: Trained, tmp_path: Path) -> None:
