@@ -60,6 +60,7 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
 
     config = _with_absolute_paths(config)
     run = RunDirectory.existing(config) if config.resume else RunDirectory.create(config)
+    run.write_config(config)
     go_on = f"to go on: {resume_command(config, run)}"
     try:
         outcome = _run(config, run, count, {"command": command, "git_commit": _git_commit()})
@@ -82,10 +83,8 @@ def _run(
     """Check what can be checked here, then train here or on a cluster."""
     from cifar_dist.data.cache import CachedDataset, prepare
     from cifar_dist.data.sources import find_source
-    from cifar_dist.model.resnet import check_weights_file
 
-    if config.weights not in ("none", "imagenet"):
-        check_weights_file(config.weights, config.stem)
+    _check_weights(config)
     source = find_source(config.dataset, str(config.data_dir))
 
     def begin(where: str) -> CachedDataset:
@@ -96,7 +95,6 @@ def _run(
                 f"--data-dir {config.data_dir}: holds other data than the run was started with; "
                 "name the folder that it was started with"
             )
-        run.write_config(config)
         listener(_plan(config, run, dataset, where))
         return dataset
 
@@ -118,6 +116,17 @@ def _run(
         check_resources(config)
         dataset = begin(where)
         return train_on_ray(config, run, dataset.fingerprint, launched, listener)
+
+
+def _check_weights(config: TrainConfig) -> None:
+    """See that the starting weights can be had, before workers are asked for."""
+    from cifar_dist.model.resnet import check_weights_file, imagenet_file, imagenet_weights
+
+    if config.weights == "imagenet":
+        if not imagenet_file().exists():
+            imagenet_weights()
+    elif config.weights != "none":
+        check_weights_file(config.weights, config.stem)
 
 
 def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> Event:

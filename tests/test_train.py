@@ -97,16 +97,26 @@ def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_a_missing_folder_without_a_network_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_without_a_network_is_refused(tmp_path: Path, monkeypatch) -> None:
     # A proxy at a closed port of this machine stands for the missing network.
-    os.environ["https_proxy"] = "http://127.0.0.1:9"
-    try:
-        said = one_line(run_command(tmp_path, "--data-dir", "nowhere"))
-    finally:
-        del os.environ["https_proxy"]
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    said = one_line(run_command(tmp_path, "--data-dir", "nowhere"))
     assert f"no CIFAR-10 in {tmp_path / 'nowhere'}, and the download failed" in said
     assert "--data-dir" in said
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_imagenet_weights_without_a_network_are_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    said = one_line(run_command(tmp_path, *SMALL, "--preset", "notebook"))
+    assert "--weights imagenet: cannot be downloaded" in said
+
+
+def test_a_ray_cluster_that_does_not_answer_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    said = one_line(run_command(tmp_path, *SMALL))
+    assert "RAY_ADDRESS 127.0.0.1:9: no Ray cluster answers" in said
 
 
 def test_a_truncated_parquet_file_is_refused(tmp_path: Path, small_parquet: Path) -> None:
@@ -128,7 +138,7 @@ def test_a_parquet_file_without_labels_is_refused(tmp_path: Path, small_parquet:
 def test_an_archive_with_a_wrong_md5_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cifar-10-python.tar.gz").write_bytes(b"not the archive")
-    assert "has MD5 " in one_line(run_command(tmp_path))
+    assert "has MD5 " in one_line(run_command(tmp_path, "--data-dir", "data"))
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -188,7 +198,10 @@ def test_a_worker_that_raises_is_shown_once_and_exits_1(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("the second worker divides by zero") == 2  # source line and message
     assert done.stderr.count("Traceback") == 1
+    assert "worker 1: Traceback" in done.stderr
     assert "to go on: python -m cifar_dist.train --name raised --resume" in done.stderr
+    summary = json.loads((tmp_path / "runs" / "raised" / "summary.json").read_text())
+    assert summary["status"] == "failed"
 
 
 @pytest.mark.parametrize(("workers", "signum"), [("0", signal.SIGTERM), ("2", signal.SIGINT)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 
 Resources = dict[str, float]
+
+CONNECT_TIMEOUT_S = 5
 
 
 @contextmanager
@@ -34,6 +37,7 @@ def session(verbose: bool = False) -> Iterator[str]:
     if ray.is_initialized():
         yield "the Ray session of this process"
         return
+    _check_answering(os.environ.get("RAY_ADDRESS", ""))
     # Without the dashboard a cluster of this machine starts in less time and memory. Joining
     # one ignores the option. Where Ray may talk, its clean-up actor wants the dashboard.
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -44,10 +48,7 @@ def session(verbose: bool = False) -> Iterator[str]:
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS', '')}: no Ray cluster answers "
-            f"({_first_line(error)}); start one with 'ray start --head', or unset RAY_ADDRESS"
-        ) from None
+        raise _not_answering(os.environ.get("RAY_ADDRESS", ""), error) from None
     if threading.current_thread() is threading.main_thread():
         for each, handler in handlers.items():
             signal.signal(each, handler)  # Ray puts its own in their place
@@ -59,6 +60,28 @@ def session(verbose: bool = False) -> Iterator[str]:
         yield f"Ray, {nodes} node{'s' * (nodes > 1)}"
     finally:
         ray.shutdown()
+
+
+def _check_answering(address: str) -> None:
+    """See that something listens at a ``HOST:PORT``; Ray itself would try for minutes.
+
+    Raises:
+        UserError: nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "local", "auto", or none given
+    try:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _not_answering(address, error) from None
+
+
+def _not_answering(address: str, error: Exception) -> UserError:
+    return UserError(
+        f"RAY_ADDRESS {address}: no Ray cluster answers ({_first_line(error)}); "
+        "start one with 'ray start --head', or unset RAY_ADDRESS"
+    )
 
 
 def _first_line(error: Exception) -> str:

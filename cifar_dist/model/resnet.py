@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,24 +168,30 @@ def _unreadable(file: str | Path, error: Exception) -> UserError:
     return UserError(f"--weights {file}: cannot be read ({reason}); give a .pth or .safetensors")
 
 
+def imagenet_file() -> Path:
+    """Where torchvision keeps its ImageNet weights on this node, found without torch."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = Path(os.environ.get("TORCH_HOME") or Path(cache) / "torch").expanduser()
+    return home / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+
+
 def imagenet_weights() -> dict[str, Tensor]:
     """torchvision's ImageNet weights, downloaded once a node and verified by their hash.
 
     Raises:
         UserError: they are not there and cannot be downloaded.
     """
-    import torch
     from filelock import FileLock
     from torchvision.models import ResNet18_Weights
 
-    weights = ResNet18_Weights.IMAGENET1K_V1
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file = imagenet_file()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "resnet18.lock"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # torch tells where it downloads to; the one line on standard error is for what is wrong.
+        with FileLock(file.with_suffix(".lock")), redirect_stderr(io.StringIO()):
+            weights = ResNet18_Weights.IMAGENET1K_V1
             return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
-        file = folder / weights.url.rsplit("/", 1)[1]
         raise UserError(
             f"--weights imagenet: cannot be downloaded ({(str(error).splitlines() or [''])[0]}); "
             f"put them at {file} or give --weights a file"

@@ -12,7 +12,7 @@ from torchvision.models import resnet18 as torchvision_resnet18
 from torchvision.models import resnet50
 
 from cifar_dist.errors import UserError
-from cifar_dist.model.resnet import check_weights_file, resnet18, shapes
+from cifar_dist.model.resnet import check_weights_file, imagenet_file, resnet18, shapes
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
@@ -116,6 +116,17 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> Non
     (tmp_path / "junk.safetensors").write_bytes(b"junk, not a header and values")
     with pytest.raises(UserError, match=f"--weights .*{name}"):
         check_weights_file(tmp_path / name, "imagenet")
+
+
+def test_imagenet_weights_are_kept_where_torchvision_keeps_them(monkeypatch) -> None:
+    from torchvision.models import ResNet18_Weights
+
+    for name, value in (("TORCH_HOME", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")):
+        for each in ("TORCH_HOME", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(each, raising=False)
+        monkeypatch.setenv(name, value)
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        assert imagenet_file() == folder / ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
 
 
 def test_imagenet_weights_come_from_torchvision(tmp_path: Path, monkeypatch) -> None:
