@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
-from contextlib import redirect_stderr
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,8 +187,8 @@ def imagenet_weights() -> dict[str, Tensor]:
     file = imagenet_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # torch tells where it downloads to; the one line on standard error is for what is wrong.
-        with FileLock(file.with_suffix(".lock")), redirect_stderr(io.StringIO()):
+        # Library code prints nothing; torch's tells where it downloads to.
+        with FileLock(file.with_suffix(".lock")), redirect_stdout(io.StringIO()):
             weights = ResNet18_Weights.IMAGENET1K_V1
             return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
