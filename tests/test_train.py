@@ -29,6 +29,18 @@ def one_line(finished: Finished) -> str:
     return finished.err
 
 
+def run_script(folder: Path, code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -c code`` in a folder."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_run_prints_what_matters_and_exits_0(tmp_path: Path, workers: str) -> None:
     done = run_command(tmp_path, *SMALL, "--num-workers", workers, "--name", "first")
@@ -57,6 +69,21 @@ def test_the_main_job_learns_real_cifar10(tmp_path: Path, real_cifar10: Path) ->
     assert "45,000 training, 5,000 validation, 10,000 test images" in done.out
     summary = json.loads((tmp_path / "runs" / "real" / "summary.json").read_text())
     assert summary["test_accuracy"] > 0.3
+
+
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None  # importing it raises
+from cifar_dist.cli import run_command
+from cifar_dist.train import main
+run_command(main)
+"""
+
+
+def test_no_workers_need_no_ray(tmp_path: Path) -> None:
+    words = [*SMALL, "--num-workers", "0", "--max-epochs", "1"]
+    done = run_script(tmp_path, WITHOUT_RAY, *words)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- refusals --------------------------------------------------------------------------------
@@ -187,14 +214,7 @@ run_command(main)
 
 def test_a_worker_that_raises_is_shown_once_and_exits_1(tmp_path: Path) -> None:
     words = [*SMALL, "--num-workers", "2", "--max-failures", "0", "--name", "raised"]
-    done = subprocess.run(
-        [sys.executable, "-c", RAISING, *words],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = run_script(tmp_path, RAISING, *words)
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("the second worker divides by zero") == 2  # source line and message
     assert done.stderr.count("Traceback") == 1
