@@ -117,6 +117,6 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     write_atomically(file, b"old")
     with pytest.raises(TypeError):
-        write_atomically(file, "not bytes")  # type: ignore[arg-type]
+        write_atomically(file, "not bytes")
     assert file.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]

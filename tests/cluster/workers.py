@@ -47,7 +47,7 @@ def recording_worker(work: Work) -> Outcome:
             self.batches += 1
             return batch
 
-    fit.ImageDataModule = Recording  # type: ignore[misc]
+    fit.ImageDataModule = Recording
     return train_worker(work)
 
 
@@ -74,7 +74,7 @@ def killed_worker(work: Work) -> Outcome:
 
     from cifar_dist.training import fit
 
-    fit.Record = Killed  # type: ignore[misc]
+    fit.Record = Killed
     return train_worker(work)
 
 

@@ -90,8 +90,7 @@ def test_evaluation_counts_every_image_once(dataset, split, count, world_size: i
     ]
     expected = np.concatenate(whole)
     assert len(counted) == len(expected) == count
-    key = lambda rows: sorted(row.tobytes() for row in rows)  # noqa: E731
-    assert key(counted) == key(expected)
+    assert sorted(row.tobytes() for row in counted) == sorted(row.tobytes() for row in expected)
 
 
 def test_training_validation_and_test_images_are_apart(dataset) -> None:
