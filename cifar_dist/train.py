@@ -110,10 +110,12 @@ def _run(
             raise RunFailed(traceback.format_exc().strip()) from None
 
     from cifar_dist.cluster.session import check_resources, session
-    from cifar_dist.cluster.trainer import train_on_ray
 
     with session(config.verbose) as where:
         check_resources(config)
+        # Behind the check, since it loads torch: what is refused is refused seconds earlier.
+        from cifar_dist.cluster.trainer import train_on_ray
+
         dataset = begin(where)
         return train_on_ray(config, run, dataset.fingerprint, launched, listener)
 

@@ -41,9 +41,8 @@ def run_script(folder: Path, code: str, *words: str) -> subprocess.CompletedProc
     )
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_run_prints_what_matters_and_exits_0(tmp_path: Path, workers: str) -> None:
-    done = run_command(tmp_path, *SMALL, "--num-workers", workers, "--name", "first")
+def test_a_run_prints_what_matters_and_exits_0(tmp_path: Path) -> None:
+    done = run_command(tmp_path, *SMALL, "--num-workers", "2", "--name", "first")
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
     assert len(lines) < 30
@@ -55,7 +54,7 @@ def test_a_run_prints_what_matters_and_exits_0(tmp_path: Path, workers: str) -> 
     assert f"test accuracy {summary['test_accuracy']:.4f}" in done.out
     assert lines[-1].startswith("next: python -m cifar_dist.train ")
     environment = json.loads((run / "environment.json").read_text())
-    assert environment["command"].endswith(f"--num-workers {workers} --name first")
+    assert environment["command"].endswith("--num-workers 2 --name first")
 
 
 def test_the_main_job_learns_real_cifar10(tmp_path: Path, real_cifar10: Path) -> None:
