@@ -266,7 +266,7 @@ def with_preset(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     preset = settings.get("preset")
     if preset is None:
         return dict(settings)
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UserError(f"--preset {preset}: choose from {', '.join(PRESETS)}{where}")
     return {**PRESETS[preset], **settings}
 

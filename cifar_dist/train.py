@@ -60,7 +60,8 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
 
     config = _with_absolute_paths(config)
     run = RunDirectory.existing(config) if config.resume else RunDirectory.create(config)
-    run.write_config(config)
+    if not config.resume:
+        run.write_config(config)
     go_on = f"to go on: {resume_command(config, run)}"
     try:
         outcome = _run(config, run, count, {"command": command, "git_commit": _git_commit()})
@@ -95,6 +96,7 @@ def _run(
                 f"--data-dir {config.data_dir}: holds other data than the run was started with; "
                 "name the folder that it was started with"
             )
+        run.write_config(config)  # a resumed run's only now, when nothing refuses it any more
         listener(_plan(config, run, dataset, where))
         return dataset
 

@@ -1,7 +1,7 @@
 """Ray Train: the worker function, and the driver's side of a run.
 
-The driver and Ray's controller import this module, so nothing here loads torch at import:
-only workers do, when they run.
+The driver and Ray's controller import this module, so nothing here loads Lightning or torchvision
+at import: only workers do, when they run. Torch itself comes with TorchTrainer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_dist.cluster.session import worker_resources
 from cifar_dist.config import TrainConfig
@@ -83,8 +84,14 @@ def train_worker(work: Work) -> Outcome:
         work.run,
         dataset,
         rank=ray.train.get_context().get_world_rank(),
-        # Statistics of batch normalisation are averaged once an epoch instead.
-        strategy=RayDDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
+        strategy=RayDDPStrategy(
+            # Statistics of batch normalisation are averaged once an epoch instead.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            # Keeps DDP from rebuilding its buckets after the first step. With 3 or more workers
+            # that would change the order of sums, so a restart's first step would differ.
+            find_unused_parameters=True,
+        ),
         plugins=[RayLightningEnvironment()],
         launched=work.launched,
         listener=work.mailbox.put.remote,
@@ -137,7 +144,9 @@ def train_on_ray(
         UserError: what a worker found wrong with configuration or data.
         RunFailed: the run failed after ``config.max_failures`` restarts.
     """
-    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    # On the driver's node: the loss of any other must not take it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     work = Work(config, run, dataset_fingerprint, launched, mailbox)
     workers = (config.min_workers, config.max_workers) if config.elastic else config.max_workers
     # A name that was used before would make Ray restore what it finds under it.

@@ -330,8 +330,8 @@ def find_source(dataset: str, data_dir: str | Path) -> Source:
     Raises:
         UserError: there is nothing and the download fails, or what is there is damaged.
     """
-    source = Digits() if dataset == "digits" else _find_cifar10(Path(data_dir))
     try:
+        source = Digits() if dataset == "digits" else _find_cifar10(Path(data_dir))
         source.check()
     except OSError as error:
         raise UserError(f"{data_dir}: cannot be read ({error.strerror or error})") from None

@@ -89,6 +89,7 @@ class Classifier(pl.LightningModule):
         self.network = network
         self.config = config
         self.steps_per_epoch = steps_per_epoch
+        self.tested: dict[str, float] = {}
         self.totals = nn.ModuleDict(
             {f"{stage}_totals": Totals(num_classes) for stage in ("train", "val", "test")}
         )
@@ -114,6 +115,10 @@ class Classifier(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        # Not later: when Trainer.test returns, all is on the CPU, where NCCL reduces nothing.
+        self.tested = self.totals_of("test").compute()
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         logits = self.network(batch.images)

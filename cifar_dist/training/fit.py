@@ -115,7 +115,7 @@ def fit(
     weights_sha256 = hashlib.sha256(weights_as_bytes(network)).hexdigest()
     network.load_state_dict(load_file(run.model_file))
     trainer.test(module, images, verbose=False)
-    test = module.totals_of("test").compute()
+    test = module.tested
     return Outcome(
         history=record.history,
         best_epoch=record.best_epoch,
