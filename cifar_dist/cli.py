@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from cifar_dist.config import (
+    PRESETS,
     TrainConfig,
     flag,
     make_config,
@@ -41,30 +42,59 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
         SystemExit: after ``--help``.
     """
     early = _before_the_rest(words)
+    if early.resume:
+        return _parse(words, _saved(early))
     settings: dict[str, Any] = {}
     if early.config is not None:
-        settings, where = read_settings(early.config), f" (in {early.config})"
-        make_config(settings, where)  # says now, and with the file's name, what is wrong in it
+        settings = _from_file(early)
     if early.preset is not None:
         settings["preset"] = early.preset
-    config = _parse(words, with_preset(settings))
-    if not config.resume:
-        return config
-    # What the run was started with lies under the flags that were typed.
-    assert config.name is not None  # checked when the config was made
-    saved = RunDirectory.at(config.storage_path, config.name).read_config()
-    under = {**saved.to_dict(), "storage_path": config.storage_path}
-    if saved.gpus_per_worker == float(saved.use_gpu):
-        del under["gpus_per_worker"]  # it followed from use_gpu, and follows again
-    return _parse(words, under)
+    return _parse(words, TrainConfig.reopened(with_preset(settings)))
+
+
+def _saved(early: argparse.Namespace) -> dict[str, Any]:
+    """What the run was started with lies under the flags that are typed with ``--resume``."""
+    for name in ("config", "preset"):
+        if (value := getattr(early, name)) is not None:
+            raise UserError(
+                f"--{name} {value}: --resume keeps the settings that the run was started with; "
+                f"leave --{name} out"
+            )
+    storage_path = early.storage_path or TrainConfig.storage_path
+    if early.name is None:
+        raise UserError("--resume: say which run to go on with, --name NAME")
+    named = TrainConfig(name=early.name, storage_path=storage_path)  # checks both
+    saved = RunDirectory.at(named.storage_path, early.name).read_config()
+    return {**TrainConfig.reopened(saved.to_dict()), "storage_path": storage_path}
+
+
+def _from_file(early: argparse.Namespace) -> dict[str, Any]:
+    """The settings of ``--config``, checked, so that what is wrong is said with the file's name."""
+    settings = read_settings(early.config)
+    make_config(settings, f" (in {early.config})")
+    if settings.get("resume"):
+        raise UserError(f"resume (in {early.config}): type --resume instead, with --name")
+    if early.preset in PRESETS and PRESETS[early.preset].keys() <= settings.keys():
+        raise UserError(
+            f"--preset {early.preset}: {early.config} sets everything that it would; "
+            "leave one of them out"
+        )
+    return settings
 
 
 def _before_the_rest(words: Sequence[str]) -> argparse.Namespace:
-    """The two flags that decide what the other flags' defaults are."""
+    """The flags that decide what the other flags' defaults are."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?")
-    parser.add_argument("--preset", nargs="?")
-    return parser.parse_known_args(list(words))[0]
+    for name in ("config", "preset", "name", "storage-path"):
+        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="?")
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=False)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return parser.parse_known_args(list(words))[0]
+    except SystemExit:  # e.g. --resume=yes: the whole parser says what is wrong
+        return argparse.Namespace(
+            config=None, preset=None, name=None, storage_path=None, resume=False
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,7 +112,7 @@ class TrainConfig:
         if self.data_dir is None:
             self._settle("data_dir", os.environ.get("CIFAR_DIST_DATA") or "data")
         if self.flip is None:
-            self._settle("flip", 0.0 if self.dataset == "digits" else 0.5)
+            self._settle("flip", _flip(self.dataset))
         if self.gpus_per_worker is None:
             self._settle("gpus_per_worker", 1.0 if self.use_gpu else 0.0)
         for name, holds, rule in _RANGES:
@@ -179,6 +179,16 @@ class TrainConfig:
         """Every setting by name, as plain values that YAML and JSON hold."""
         return dataclasses.asdict(self)
 
+    @staticmethod
+    def reopened(settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings without those that only followed from others, so that they follow again."""
+        opened = dict(settings)
+        if "flip" in opened and opened["flip"] == _flip(opened.get("dataset", "cifar10")):
+            del opened["flip"]
+        if opened.get("gpus_per_worker") == float(opened.get("use_gpu", False)):
+            opened.pop("gpus_per_worker", None)
+        return opened
+
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
@@ -217,6 +227,10 @@ MAY_CHANGE_ON_RESUME = frozenset(
     }
 )
 """Settings that say where and how long a run runs; all others say what it computes."""
+
+
+def _flip(dataset: str) -> float:
+    return 0.0 if dataset == "digits" else 0.5  # a mirrored 3 is no digit
 
 
 def flag(name: str) -> str:
@@ -300,6 +314,11 @@ class _Loader(yaml.SafeLoader):
     reads numbers as YAML 1.2 does, which is what people mean."""
 
 
+_Loader.add_constructor(
+    # PyYAML's own reads 010 as 8, and raises on 08.
+    "tag:yaml.org,2002:int",
+    lambda loader, node: int(str(loader.construct_scalar(node))),
+)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -91,7 +91,8 @@ class RunDirectory:
             return cls._make(config.storage_path, config.name)
         stem = f"{config.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
         for name in (stem, *(f"{stem}-{number}" for number in range(2, 100))):
-            if not cls.at(config.storage_path, name).path.exists():
+            # Not Path.exists, which raises where the folder may not be searched.
+            if not os.path.lexists(cls.at(config.storage_path, name).path):
                 return cls._make(config.storage_path, name)
         raise UserError(f"--storage-path {config.storage_path}: too many runs a second; --name one")
 

@@ -10,6 +10,7 @@ import pytest
 
 from cifar_dist.cli import parse_train
 from cifar_dist.errors import UserError
+from cifar_dist.runs import RunDirectory
 from tests.conftest import ROOT
 
 HELP = """
@@ -97,3 +98,35 @@ def test_a_bad_value_in_a_file_names_the_file(tmp_path: Path) -> None:
     file.write_text("lr: -1\n")
     with pytest.raises(UserError, match=r"--lr -1.0: .* \(in .*settings.yaml\)"):
         parse_train(["--config", str(file)])
+
+
+def test_a_runs_own_file_may_be_run_on_a_gpu(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(parse_train(["--dataset", "digits"]).to_yaml())
+    assert parse_train(["--config", str(file), "--use-gpu"]).gpus_per_worker == 1
+    assert parse_train(["--config", str(file), "--dataset", "cifar10"]).flip == 0.5
+    file.write_text(parse_train(["--use-gpu"]).to_yaml())
+    assert parse_train(["--config", str(file), "--no-use-gpu"]).gpus_per_worker == 0
+
+
+def test_a_preset_that_a_file_overrules_wholly_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(parse_train([]).to_yaml())
+    with pytest.raises(UserError, match="--preset cifar: .* sets everything that it would"):
+        parse_train(["--preset", "cifar", "--config", str(file)])
+    file.write_text("resume: true\nname: first\n")
+    with pytest.raises(UserError, match="type --resume instead"):
+        parse_train(["--config", str(file)])
+
+
+def test_flags_with_resume_are_checked_against_the_run_that_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse_train(["--name", "big", "--batch-size", "1024", "--use-gpu"])
+    RunDirectory.create(config).write_config(config)
+    resume = ["--name", "big", "--resume"]
+    assert parse_train([*resume, "--num-workers", "100"]).batch_size == 1024
+    assert parse_train([*resume, "--gpus-per-worker", "0.5"]).gpus_per_worker == 0.5
+    with pytest.raises(UserError, match="--config my.yaml: --resume keeps the settings"):
+        parse_train([*resume, "--config", "my.yaml"])

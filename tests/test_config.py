@@ -106,3 +106,8 @@ def test_every_setting_is_documented_and_checked_by_type() -> None:
     for field in dataclasses.fields(TrainConfig):
         with pytest.raises(UserError):
             TrainConfig(**{field.name: object()})
+
+
+def test_whole_numbers_in_files_are_decimal(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("seed: 08\nmax_epochs: 010\n")
+    assert read_settings(tmp_path / "my.yaml") == {"seed": 8, "max_epochs": 10}

@@ -55,7 +55,7 @@ class Record(Checkpoint):
 
     Args:
         run: where to write.
-        checkpoint_every: epochs between two checkpoints; the last epoch always has one.
+        checkpoint_every: epochs between two checkpoints; the best and the last one always have one.
         report: called on every rank with each epoch's row.
     """
 
@@ -119,12 +119,15 @@ class Record(Checkpoint):
             "seconds": time.perf_counter() - self._epoch_started,
         }
         self.history.append(row)
-        if not self.best_epoch or val["accuracy"] > self.best["val_accuracy"]:
+        best = not self.best_epoch or val["accuracy"] > self.best["val_accuracy"]
+        if best:
             self.best_epoch = epoch
-            if trainer.is_global_zero:
-                write_atomically(self.run.model_file, weights_as_bytes(pl_module.network))
-        if epoch % self.checkpoint_every == 0 or epoch == trainer.max_epochs:
+        # The best epoch has a checkpoint too, and before its weights are written: a run that goes
+        # on from the newest one never finds weights of an epoch that it knows nothing of.
+        if best or epoch % self.checkpoint_every == 0 or epoch == trainer.max_epochs:
             self._save_checkpoint(trainer, epoch)
+        if best and trainer.is_global_zero:
+            write_atomically(self.run.model_file, weights_as_bytes(pl_module.network))
         if trainer.is_global_zero:
             self.run.write_metrics(self.history)
         self.report(row)
