@@ -285,8 +285,12 @@ def with_preset(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     return {**PRESETS[preset], **settings}
 
 
-def read_settings(file: str | Path) -> dict[str, Any]:
+def read_settings(file: str | Path, given_by: str = "--config") -> dict[str, Any]:
     """The settings in a YAML file, by name; values are checked when a config is made of them.
+
+    Args:
+        file: the YAML file.
+        given_by: the flag that names it, for messages.
 
     Raises:
         UserError: the file is missing, is no YAML, or holds anything but settings by name.
@@ -295,13 +299,13 @@ def read_settings(file: str | Path) -> dict[str, Any]:
         text = Path(file).read_text(encoding="utf-8")
         settings = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {file}: cannot be read ({_reason(error)})") from None
+        raise UserError(f"{given_by} {file}: cannot be read ({_reason(error)})") from None
     except yaml.YAMLError as error:
-        raise UserError(f"--config {file}: is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{given_by} {file}: is not YAML: {' '.join(str(error).split())}") from None
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        raise UserError(f"--config {file}: must hold settings by name, e.g. lr: 0.001")
+        raise UserError(f"{given_by} {file}: must hold settings by name, e.g. lr: 0.001")
     return settings
 
 
@@ -317,7 +321,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor(
     # PyYAML's own reads 010 as 8, and raises on 08.
     "tag:yaml.org,2002:int",
-    lambda loader, node: int(str(loader.construct_scalar(node))),
+    lambda loader, node: int(str(node.value)),
 )
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]

@@ -112,7 +112,7 @@ def test_a_runs_own_file_may_be_run_on_a_gpu(tmp_path: Path) -> None:
 def test_a_preset_that_a_file_overrules_wholly_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(parse_train([]).to_yaml())
-    with pytest.raises(UserError, match="--preset cifar: .* sets everything that it would"):
+    with pytest.raises(UserError, match=r"--preset cifar: .* sets everything that it would"):
         parse_train(["--preset", "cifar", "--config", str(file)])
     file.write_text("resume: true\nname: first\n")
     with pytest.raises(UserError, match="type --resume instead"):
@@ -128,5 +128,5 @@ def test_flags_with_resume_are_checked_against_the_run_that_was_saved(
     resume = ["--name", "big", "--resume"]
     assert parse_train([*resume, "--num-workers", "100"]).batch_size == 1024
     assert parse_train([*resume, "--gpus-per-worker", "0.5"]).gpus_per_worker == 0.5
-    with pytest.raises(UserError, match="--config my.yaml: --resume keeps the settings"):
+    with pytest.raises(UserError, match=r"--config my\.yaml: --resume keeps the settings"):
         parse_train([*resume, "--config", "my.yaml"])

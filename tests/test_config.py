@@ -1,6 +1,7 @@
 """Settings: defaults, checks, YAML."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
