@@ -67,7 +67,7 @@ class Domain:
             return (low, high - 1)
         if self.kind == "quniform":
             return tuple(round_to(value, self.values[2]) for value in (low, high))
-        return (low, high)
+        return (float(low), float(high))  # as they are drawn: whole-number settings refuse them
 
     def draw(self, generator: random.Random) -> Any:
         """A value; from a ``grid`` none is drawn, its values are all taken in turn."""

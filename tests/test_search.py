@@ -73,7 +73,7 @@ def test_values_that_no_trial_could_run_are_refused(tmp_path: Path, text: str) -
 
 
 def test_a_misspelt_space_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="unknown space adamw_steplt .*did you mean adamw_steplr"):
+    with pytest.raises(UserError, match=r"unknown space adamw_steplt .*did you mean adamw_steplr"):
         read_space("adamw_steplt")
     with pytest.raises(UserError, match=r"--space missing.yaml: cannot be read"):
         read_space("missing.yaml")
@@ -112,7 +112,7 @@ def test_grid_values_are_all_taken(tmp_path: Path) -> None:
     drawn = list(space.draws(0, 2))
     assert [each["cutout"] for each in drawn] == [0, 4, 8, 0, 4, 8]
     assert len({each["lr"] for each in drawn}) == 6
-    with pytest.raises(UserError, match="--search grid: lr .*is uniform"):
+    with pytest.raises(UserError, match=r"--search grid: lr .*is uniform"):
         space.combinations()
     listed = space_of(tmp_path, "lr: {choice: [0.1, 0.2]}\ncutout: {grid: [0, 4]}\n")
     assert [tuple(each.values()) for each in listed.combinations()] == list(
