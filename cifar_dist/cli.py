@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
@@ -26,6 +26,13 @@ from cifar_dist.config import (
 )
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.runs import RunDirectory
+from cifar_dist.search import SearchDirectory
+from cifar_dist.tune_config import (
+    TuneConfig,
+    make_tune_config,
+    split_settings,
+    tune_setting_names,
+)
 
 
 def parse_train(words: Sequence[str]) -> TrainConfig:
@@ -43,35 +50,72 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
     """
     early = _before_the_rest(words)
     if early.resume:
-        return _parse(words, _saved(early))
-    settings: dict[str, Any] = {}
-    if early.config is not None:
-        settings = _from_file(early)
-    if early.preset is not None:
-        settings["preset"] = early.preset
-    return _parse(words, TrainConfig.reopened(with_preset(settings)))
+        storage_path, name = _resumed(early)
+        saved = RunDirectory.at(storage_path, name).read_config()
+        settings = {**TrainConfig.reopened(saved.to_dict()), "storage_path": storage_path}
+    else:
+        settings = {}
+        if early.config is not None:
+            settings = _from_file(early, make_config)
+        if early.preset is not None:
+            settings["preset"] = early.preset
+        settings = TrainConfig.reopened(with_preset(settings))
+    defaults = _Train(settings=TrainConfig.unsettled(settings))
+    parsed = _parse(words, defaults, "train", setting_names())
+    return parsed.settings
 
 
-def _saved(early: argparse.Namespace) -> dict[str, Any]:
-    """What the run was started with lies under the flags that are typed with ``--resume``."""
+def parse_tune(words: Sequence[str]) -> TuneConfig:
+    """The config that a ``tune`` command line means; precedence as of `parse_train`.
+
+    A setting that is typed as a flag keeps its value, also if the space holds it.
+
+    Raises:
+        UserError: an unknown flag, key or bad value.
+        SystemExit: after ``--help``.
+    """
+    early = _before_the_rest(words)
+    if early.resume:
+        storage_path, name = _resumed(early)
+        saved = SearchDirectory.at(storage_path, name).read_config()
+        settings = {**TuneConfig.reopened(saved.to_dict()), "storage_path": storage_path}
+    else:
+        settings = {}
+        if early.config is not None:
+            settings = _from_file(early, make_tune_config)
+        if early.preset is not None:
+            settings["preset"] = early.preset
+        own, of_trials = split_settings(settings)
+        settings = TuneConfig.reopened({**own, **of_trials})
+    own_defaults = TuneConfig.unsettled(settings)
+    names = [*tune_setting_names(), *setting_names()]
+    parsed = _parse(words, _Tune(settings=own_defaults), "tune", names)
+    typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words}
+    fixed = tuple(name for name in setting_names() if typed & {name, f"no_{name}"})
+    return dataclasses.replace(parsed.settings, fixed=fixed)
+
+
+def _resumed(early: argparse.Namespace) -> tuple[str, str]:
+    """Storage path and name of what ``--resume`` goes on with."""
     for name in ("config", "preset"):
         if (value := getattr(early, name)) is not None:
             raise UserError(
                 f"--{name} {value}: --resume keeps the settings that the run was started with; "
                 f"leave --{name} out"
             )
-    storage_path = early.storage_path or TrainConfig.storage_path
     if early.name is None:
         raise UserError("--resume: say which run to go on with, --name NAME")
+    storage_path = early.storage_path or TrainConfig.storage_path
     named = TrainConfig(name=early.name, storage_path=storage_path)  # checks both
-    saved = RunDirectory.at(named.storage_path, early.name).read_config()
-    return {**TrainConfig.reopened(saved.to_dict()), "storage_path": storage_path}
+    return named.storage_path, early.name
 
 
-def _from_file(early: argparse.Namespace) -> dict[str, Any]:
+def _from_file(
+    early: argparse.Namespace, make: Callable[[Mapping[str, Any], str], object]
+) -> dict[str, Any]:
     """The settings of ``--config``, checked, so that what is wrong is said with the file's name."""
     settings = read_settings(early.config)
-    make_config(settings, f" (in {early.config})")
+    make(settings, f" (in {early.config})")
     if settings.get("resume"):
         raise UserError(f"resume (in {early.config}): type --resume instead, with --name")
     if early.preset in PRESETS and PRESETS[early.preset].keys() <= settings.keys():
@@ -98,7 +142,7 @@ def _before_the_rest(words: Sequence[str]) -> argparse.Namespace:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Command:
+class _Train:
     """Train ResNet-18 on CIFAR-10 with DDP workers under Ray."""
 
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -106,15 +150,31 @@ class _Command:
     """YAML file of any of these settings; flags override it."""
 
 
-def _parse(words: Sequence[str], defaults: Mapping[str, Any]) -> TrainConfig:
+@dataclasses.dataclass(frozen=True)
+class _Tune:
+    """Search hyperparameters with Ray Tune: many trials, the worse ones stopped early.
+
+    Every setting of train is one here too. Typed as a flag it keeps its value in all trials,
+    also if the space holds it.
+    """
+
+    settings: Annotated[TuneConfig, tyro.conf.arg(name="")]
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """YAML file of any of these settings; flags override it, and the space's values too."""
+
+
+_Command = TypeVar("_Command", _Train, _Tune)
+
+
+def _parse(words: Sequence[str], defaults: _Command, command: str, names: list[str]) -> _Command:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            command, unknown = tyro.cli(
-                _Command,
-                prog="python -m cifar_dist.train",
+            parsed, unknown = tyro.cli(
+                type(defaults),
+                prog=f"python -m cifar_dist.{command}",
                 args=list(words),
-                default=_Command(settings=TrainConfig.unsettled(defaults)),
+                default=defaults,
                 return_unknown_args=True,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
             )
@@ -126,8 +186,8 @@ def _parse(words: Sequence[str], defaults: Mapping[str, Any]) -> TrainConfig:
         name = unknown[0].split("=")[0]
         if not name.startswith("-"):
             raise UserError(f"unexpected word {name!r}: settings are given as --name value")
-        raise unknown_name("flag", name, "", ["--config", *map(flag, setting_names())])
-    return command.settings
+        raise unknown_name("flag", name, "", ["--config", *map(flag, names)])
+    return parsed
 
 
 def _first_sentence(box: str) -> str:

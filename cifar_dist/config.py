@@ -13,7 +13,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,19 +106,14 @@ class TrainConfig:
     """Show what Ray, Lightning and torch print."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = _as_declared(field.name, getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
+        coerce_fields(self)
         if self.data_dir is None:
             self._settle("data_dir", os.environ.get("CIFAR_DIST_DATA") or "data")
         if self.flip is None:
             self._settle("flip", _flip(self.dataset))
         if self.gpus_per_worker is None:
             self._settle("gpus_per_worker", 1.0 if self.use_gpu else 0.0)
-        for name, holds, rule in _RANGES:
-            value = getattr(self, name)
-            if not holds(value):
-                raise UserError(f"{flag(name)} {value}: must be {rule}")
+        check_ranges(self, _RANGES)
         self._check_together()
 
     def _settle(self, name: str, value: Any) -> None:
@@ -341,7 +336,10 @@ def _finite(value: float) -> bool:
     return math.isfinite(value)
 
 
-_RANGES: list[tuple[str, Any, str]] = [
+Ranges = Sequence[tuple[str, Callable[[Any], bool], str]]
+"""(setting, predicate, what must hold) for every setting that has a range."""
+
+_RANGES: Ranges = [
     (
         "num_workers",
         lambda v: re.fullmatch(r"\d{1,6}(:\d{1,6})?", str(v)) is not None,
@@ -375,12 +373,38 @@ _RANGES: list[tuple[str, Any, str]] = [
         "a folder: object stores are not supported yet; use a local or shared folder",
     ),
 ]
-"""(setting, predicate, what must hold) for every setting that has a range."""
 
 
-def _as_declared(name: str, value: Any) -> Any:
-    """The value as the field's declared type, where nothing is lost by it."""
-    kind = _types()[name]
+def check_ranges(config: Any, ranges: Ranges) -> None:
+    """See that every setting that has a range lies in it.
+
+    Raises:
+        UserError: one does not.
+    """
+    for name, holds, rule in ranges:
+        value = getattr(config, name)
+        if not holds(value):
+            raise UserError(f"{flag(name)} {value}: must be {rule}")
+
+
+def coerce_fields(config: Any, but: tuple[str, ...] = ()) -> None:
+    """Turn every field of a frozen config into its declared type, where nothing is lost.
+
+    Args:
+        config: the config.
+        but: fields that are no plain values.
+
+    Raises:
+        UserError: a value has another type.
+    """
+    kinds = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        if field.name not in but:
+            value = _as_declared(field.name, getattr(config, field.name), kinds[field.name])
+            object.__setattr__(config, field.name, value)
+
+
+def _as_declared(name: str, value: Any, kind: Any) -> Any:
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     options = typing.get_args(kind) if union else (kind,)
     for option in options:
@@ -397,10 +421,6 @@ def _as_declared(name: str, value: Any) -> Any:
         elif isinstance(option, type) and isinstance(value, option):
             return value
     raise UserError(f"{flag(name)} {value!r}: must be {_in_words(options)}")
-
-
-def _types() -> dict[str, Any]:
-    return typing.get_type_hints(TrainConfig)
 
 
 def _in_words(options: tuple[Any, ...]) -> str:

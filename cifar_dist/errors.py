@@ -12,5 +12,9 @@ class RunFailed(RuntimeError):
     """A run that failed after its restarts (exit 1); the message is what the worker raised."""
 
 
+class Diverged(RunFailed):
+    """A loss that is no longer finite: no restart mends it."""
+
+
 class Interrupted(Exception):
     """The person or the system asked the driver to stop (exit 130)."""

@@ -1,4 +1,4 @@
-"""What a run tells while it runs.
+"""What a run or a search tells while it runs.
 
 An event is a dict with a ``kind`` and what belongs to it:
 
@@ -11,6 +11,16 @@ An event is a dict with a ``kind`` and what belongs to it:
     ``accuracy`` (rank 0's), ``images_per_second`` (over all ranks)
 ``epoch``
     a row of ``metrics.csv``
+
+A search tells only these:
+
+``plan``
+    ``trials``, ``finished`` (of them before, in a search that goes on), ``max_epochs``,
+    ``metric``, ``mode`` (``max`` or ``min``), ``lines``
+``trial``
+    whenever a trial starts, ends an epoch or ends: its row of ``trials.csv``, with ``status``
+    also ``running``, ``settings`` (the searched ones) and ``value`` (of the metric, at the best
+    epoch so far)
 """
 
 from collections.abc import Callable

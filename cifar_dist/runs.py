@@ -60,13 +60,47 @@ class Outcome:
     """A row of `METRICS` an epoch."""
     best_epoch: int
     """1-based: the epoch of the highest validation accuracy, the first of equals."""
-    test_accuracy: float
-    """Of the best epoch's weights."""
-    test_loss: float
+    test_accuracy: float | None
+    """Of the best epoch's weights; None where the test images were left alone."""
+    test_loss: float | None
     test_images: int
     """Images that the two figures are means of."""
     weights_sha256: str
     """SHA-256 of the last epoch's weights as the bytes of a safetensors file."""
+
+
+def new_folder(storage_path: str, name: str | None, stem: str) -> Path:
+    """Make a new folder, named, or after a stem and the time; absolute.
+
+    Raises:
+        UserError: the name is taken, or the folder cannot be made.
+    """
+    storage = Path(storage_path).expanduser().absolute()
+    if name is None:
+        stem = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        names = (stem, *(f"{stem}-{number}" for number in range(2, 100)))
+        # Not Path.exists, which raises where the folder may not be searched.
+        free = (each for each in names if not os.path.lexists(storage / each))
+        if (name := next(free, None)) is None:
+            raise UserError(f"--storage-path {storage_path}: too many runs a second; --name one")
+    folder = storage / name
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if folder.is_dir():
+            raise UserError(
+                f"--name {name}: {folder} exists; go on with it with --resume, "
+                "or choose another --name"
+            ) from None
+        raise UserError(
+            f"--storage-path {storage_path}: a file of that name is in the way"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"--storage-path {storage_path}: cannot be written ({error.strerror}); "
+            "name another folder"
+        ) from None
+    return folder
 
 
 @dataclass(frozen=True)
@@ -87,35 +121,8 @@ class RunDirectory:
         Raises:
             UserError: the name is taken, or the directory cannot be made.
         """
-        if config.name is not None:
-            return cls._make(config.storage_path, config.name)
-        stem = f"{config.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-        for name in (stem, *(f"{stem}-{number}" for number in range(2, 100))):
-            # Not Path.exists, which raises where the folder may not be searched.
-            if not os.path.lexists(cls.at(config.storage_path, name).path):
-                return cls._make(config.storage_path, name)
-        raise UserError(f"--storage-path {config.storage_path}: too many runs a second; --name one")
-
-    @classmethod
-    def _make(cls, storage_path: str, name: str) -> RunDirectory:
-        run = cls.at(storage_path, name)
-        try:
-            run.path.mkdir(parents=True)
-            run.checkpoints.mkdir()
-        except FileExistsError:
-            if run.path.is_dir():
-                raise UserError(
-                    f"--name {name}: {run.path} exists; go on with it with --resume, "
-                    "or choose another --name"
-                ) from None
-            raise UserError(
-                f"--storage-path {storage_path}: a file of that name is in the way"
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"--storage-path {storage_path}: cannot be written ({error.strerror}); "
-                "name another folder"
-            ) from None
+        run = cls(new_folder(config.storage_path, config.name, config.dataset))
+        run.checkpoints.mkdir()
         return run
 
     @classmethod
@@ -149,6 +156,11 @@ class RunDirectory:
         if not os.access(run.path, os.W_OK):
             raise UserError(f"--storage-path {config.storage_path}: cannot be written")
         return run
+
+    def begin(self, config: TrainConfig) -> None:
+        """Make the directory unless it is there, and write ``config.yaml``."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.write_config(config)
 
     def discard(self) -> None:
         """Delete the directory of a run that never began, so that its name is free again.
@@ -187,6 +199,11 @@ class RunDirectory:
     def model_file(self) -> Path:
         """``model.safetensors``: the best epoch's weights."""
         return self.path / "model.safetensors"
+
+    @property
+    def error_file(self) -> Path:
+        """``error.txt``: the traceback of a trial that failed."""
+        return self.path / "error.txt"
 
     @property
     def checkpoints(self) -> Path:
@@ -265,21 +282,32 @@ class RunDirectory:
         found: str | None = json.loads(self.environment_file.read_text())["dataset_fingerprint"]
         return found
 
+    def write_error(self, text: str) -> None:
+        """Write ``error.txt``."""
+        write_atomically(self.error_file, text.encode())
+
     def write_environment(self, values: Mapping[str, Any]) -> None:
         """Write ``environment.json``."""
-        write_atomically(self.environment_file, _json(values))
+        write_atomically(self.environment_file, as_json(values))
 
     def write_summary(
-        self, dataset: str, status: str, outcome: Outcome | None, restarts: int, seconds: float
+        self,
+        dataset: str,
+        status: str,
+        outcome: Outcome | None = None,
+        restarts: int = 0,
+        seconds: float = 0.0,
+        error: str | None = None,
     ) -> dict[str, Any]:
         """Write ``summary.json``, and return what is in it.
 
         Args:
             dataset: the data set's name.
-            status: ``completed``, ``failed`` or ``interrupted``.
+            status: ``completed``, ``failed`` or ``interrupted``; a trial's also ``stopped``.
             outcome: of a completed run; else what ``metrics.csv`` tells so far is written.
             restarts: of the workers, after failures, in this command.
             seconds: wall time of this command.
+            error: of a trial that failed.
         """
         history = outcome.history if outcome else self.read_metrics()
         # The first of equals, as max() gives it.
@@ -296,11 +324,14 @@ class RunDirectory:
             "restarts": restarts,
             "seconds": round(seconds, 3),
         }
-        write_atomically(self.summary_file, _json(summary))
+        if error is not None:
+            summary["error"] = error
+        write_atomically(self.summary_file, as_json(summary))
         return summary
 
 
-def _json(values: Mapping[str, Any]) -> bytes:
+def as_json(values: Mapping[str, Any]) -> bytes:
+    """The text of a JSON file."""
     return (json.dumps(values, indent=2) + "\n").encode()
 
 

@@ -1,240 +1,165 @@
-"""What a search draws from: spaces as data, their checks, and the configurations drawn.
-
-A draw is a pure function of (seed, trial), so a search that goes on after its driver was killed
-draws what it would have drawn. This module loads neither torch nor Ray.
-"""
+"""What a search leaves behind: its directory, the files in it, and reading them back."""
 
 from __future__ import annotations
 
-import itertools
-import math
-import random
-from collections.abc import Iterator, Mapping
+import dataclasses
+import json
+import os
+import shutil
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cifar_dist.config import (
-    MAY_CHANGE_ON_RESUME,
-    TrainConfig,
-    flag,
-    make_config,
-    read_settings,
-    setting_names,
-    unknown_name,
-)
+from cifar_dist.config import TrainConfig, read_settings
 from cifar_dist.errors import UserError
+from cifar_dist.runs import RunDirectory, as_json, new_folder, write_atomically
+from cifar_dist.spaces import Space, read_space
+from cifar_dist.tune_config import TuneConfig, check_same_search, make_tune_config
 
-KINDS = {
-    "choice": "a list of values",
-    "grid": "a list of values",
-    "uniform": "[low, high]",
-    "loguniform": "[low, high], both greater than 0",
-    "quniform": "[low, high, step]",
-    "randint": "[low, high], whole numbers, high excluded",
-}
-"""What a space's values may be, by kind, and what each takes; the meanings are Ray Tune's."""
 
-SEARCHABLE = tuple(
-    name
-    for name in setting_names()
-    # What says where a run runs is no hyperparameter; accuracies on two data sets do not compare.
-    if name not in MAY_CHANGE_ON_RESUME | {"dataset", "preset"}
-)
-"""Settings that a space may hold."""
+def trial_id(number: int) -> str:
+    """The id of a trial by its number, from 0: ``t0003``, the same in every run of the search."""
+    return f"t{number:04d}"
 
 
 @dataclass(frozen=True)
-class Domain:
-    """What one setting is drawn from."""
+class SearchDirectory:
+    """A search's directory, ``<storage-path>/<name>/``."""
 
-    kind: str
-    values: tuple[Any, ...]
-    """The values of ``choice`` and ``grid``; else the bounds, and the step of ``quniform``."""
+    path: Path
+
+    @classmethod
+    def at(cls, storage_path: str, name: str) -> SearchDirectory:
+        """The directory of a search, there or not; absolute."""
+        return cls(Path(storage_path).expanduser().absolute() / name)
+
+    @classmethod
+    def create(cls, config: TuneConfig, space: Space) -> SearchDirectory:
+        """Make a new search's directory, with a name from dataset and time unless it has one.
+
+        Raises:
+            UserError: the name is taken, or the directory cannot be made.
+        """
+        train = config.train
+        made = cls(new_folder(train.storage_path, train.name, f"tune-{train.dataset}"))
+        # As it is searched, without what is fixed: --resume reads it even if the file it came
+        # from has changed.
+        write_atomically(made.space_file, space.to_yaml().encode())
+        made.write_config(config)
+        return made
+
+    @classmethod
+    def existing(cls, config: TuneConfig) -> SearchDirectory:
+        """The directory of the search that a config with ``resume`` names.
+
+        Raises:
+            UserError: there is no such search, it cannot be written, or the config would compute
+                something else than the search that was started.
+        """
+        assert config.train.name is not None  # checked when the config was made
+        found = cls.at(config.train.storage_path, config.train.name)
+        check_same_search(found.read_config(), config)
+        if not os.access(found.path, os.W_OK):
+            raise UserError(f"--storage-path {config.train.storage_path}: cannot be written")
+        return found
+
+    def discard(self) -> None:
+        """Delete the directory of a search that never began, so that its name is free again."""
+        if not self.trials_folder.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     @property
-    def listed(self) -> bool:
-        """Whether every value is written out."""
-        return self.kind in ("choice", "grid")
+    def name(self) -> str:
+        """The search's name."""
+        return self.path.name
 
-    def extremes(self) -> tuple[Any, ...]:
-        """Values such that a setting's range that holds them holds all that is drawn."""
-        if self.listed:
-            return self.values
-        low, high = self.values[:2]
-        if self.kind == "randint":
-            return (low, high - 1)
-        if self.kind == "quniform":
-            return tuple(round_to(value, self.values[2]) for value in (low, high))
-        return (float(low), float(high))  # as they are drawn: whole-number settings refuse them
+    @property
+    def config_file(self) -> Path:
+        """``config.yaml``: every setting of the search and of its trials."""
+        return self.path / "config.yaml"
 
-    def draw(self, generator: random.Random) -> Any:
-        """A value; from a ``grid`` none is drawn, its values are all taken in turn."""
-        if self.kind == "choice":
-            return generator.choice(self.values)
-        low, high = self.values[:2]
-        if self.kind == "randint":
-            return generator.randrange(low, high)
-        if self.kind == "loguniform":
-            drawn = math.exp(generator.uniform(math.log(low), math.log(high)))
-            return min(max(drawn, low), high)  # exp(log(x)) may miss x by a rounding
-        drawn = generator.uniform(low, high)
-        return round_to(drawn, self.values[2]) if self.kind == "quniform" else drawn
+    @property
+    def space_file(self) -> Path:
+        """``space.yaml``: what is searched."""
+        return self.path / "space.yaml"
 
+    @property
+    def trials_csv(self) -> Path:
+        """``trials.csv``: a row a trial."""
+        return self.path / "trials.csv"
 
-def round_to(value: float, step: float) -> Any:
-    """The multiple of a step that is nearest; whole where the step is a whole number."""
-    # Divided and multiplied back, 0.15 would be 0.15000000000000002.
-    multiple = float(f"{round(value / step) * step:.12g}")
-    return int(multiple) if isinstance(step, int) else multiple
+    @property
+    def trials_parquet(self) -> Path:
+        """``trials.parquet``: the same."""
+        return self.path / "trials.parquet"
 
+    @property
+    def history_file(self) -> Path:
+        """``history.parquet``: a row a trial and epoch."""
+        return self.path / "history.parquet"
 
-@dataclass(frozen=True)
-class Space:
-    """Domains by setting, and where they came from."""
+    @property
+    def best_file(self) -> Path:
+        """``best.yaml``: the best trial's settings, for ``train --config``."""
+        return self.path / "best.yaml"
 
-    source: str
-    """The file, for messages."""
-    domains: Mapping[str, Domain]
+    @property
+    def summary_file(self) -> Path:
+        """``summary.json``: how it ended."""
+        return self.path / "summary.json"
 
-    def without(self, fixed: tuple[str, ...]) -> Space:
-        """The space that is left when some settings stay as they are.
+    @property
+    def trials_folder(self) -> Path:
+        """``trials/``: the trials' own run directories."""
+        return self.path / "trials"
 
-        Raises:
-            UserError: nothing is left.
-        """
-        left = {name: domain for name, domain in self.domains.items() if name not in fixed}
-        if not left:
-            given = ", ".join(flag(name) for name in self.domains)
-            raise UserError(f"{given}: nothing is left to search in {self.source}; leave one out")
-        return Space(self.source, left)
+    def trial(self, number: int) -> RunDirectory:
+        """The run directory of a trial by its number, from 0; there or not."""
+        return RunDirectory(self.trials_folder / trial_id(number))
 
-    def check(self, base: TrainConfig) -> None:
-        """See that every setting's values could run, the others being those of a config.
+    def read_config(self) -> TuneConfig:
+        """The config that the search was started with.
 
         Raises:
-            UserError: one could not; the message names file, key, value and what is allowed.
+            UserError: there is no such search, or the file is damaged.
         """
-        for name, domain in self.domains.items():
-            for value in domain.extremes():
-                self.configured(base, {name: value}, alone=True)
+        if not self.config_file.is_file():
+            raise UserError(
+                f"--resume --name {self.name}: there is no search in {self.path}; leave --resume "
+                "out to start it"
+            )
+        if not self.space_file.is_file():
+            raise UserError(
+                f"--resume --name {self.name}: {self.path} holds a run, not a search; "
+                "go on with it with train"
+            )
+        return make_tune_config(read_settings(self.config_file), f" (in {self.config_file})")
 
-    def configured(
-        self, base: TrainConfig, drawn: Mapping[str, Any], alone: bool = False
-    ) -> TrainConfig:
-        """The config of a trial.
+    def write_config(self, config: TuneConfig) -> None:
+        """Write every setting to ``config.yaml``."""
+        fresh = dataclasses.replace(config.train, resume=False, name=None)
+        written = dataclasses.replace(config, train=fresh)
+        write_atomically(self.config_file, written.to_yaml().encode())
 
-        Args:
-            base: the settings that are not drawn.
-            drawn: values by setting.
-            alone: the other settings of the space are still open: only what holds for the
-                value itself is checked, with the rest at ease.
+    def read_space(self) -> Space:
+        """What is searched.
 
         Raises:
-            UserError: no trial could run it.
+            UserError: the file is damaged.
         """
-        settings = base.to_dict()
-        if alone:
-            # Two settings of the space may only fit together; whole draws are checked as well.
-            settings = {k: v for k, v in settings.items() if k not in self.domains}
-            if "cutout" in drawn and "image_size" in self.domains:
-                settings["image_size"] = 1024
-        names = ", ".join(f"{name} {value}" for name, value in drawn.items())
-        return make_config({**settings, **drawn}, f" (in {self.source}: {names})")
+        return read_space(str(self.space_file))
 
-    def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the ``grid`` values; one empty one where there are none."""
-        names = [name for name, domain in self.domains.items() if domain.kind == "grid"]
-        rows = itertools.product(*(self.domains[name].values for name in names))
-        return [dict(zip(names, row, strict=True)) for row in rows]
+    def write_best(self, config: TrainConfig) -> None:
+        """Write the best trial's settings to ``best.yaml``."""
+        write_atomically(self.best_file, config.to_yaml().encode())
 
-    def combinations(self) -> list[dict[str, Any]]:
-        """Every combination of all listed values, for a search over a grid.
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json``."""
+        write_atomically(self.summary_file, as_json(summary))
 
-        Raises:
-            UserError: a setting has an interval, which cannot be listed.
-        """
-        for name, domain in self.domains.items():
-            if not domain.listed:
-                raise UserError(
-                    f"--search grid: {name} (in {self.source}) is {domain.kind}, which has no end "
-                    "of values; use grid or choice, or --search random"
-                )
-        rows = itertools.product(*(domain.values for domain in self.domains.values()))
-        return [dict(zip(self.domains, row, strict=True)) for row in rows]
-
-    def draws(self, seed: int, num_samples: int) -> Iterator[dict[str, Any]]:
-        """``num_samples`` draws for every combination of the ``grid`` values, as Ray Tune does.
-
-        A trial's draw depends on the seed and its number alone: with more samples the first
-        ones stay what they were.
-        """
-        trial = 0
-        for _ in range(num_samples):
-            for row in self.grid():
-                generator = random.Random(f"{seed}/{trial}")
-                trial += 1
-                yield {
-                    name: row[name] if name in row else domain.draw(generator)
-                    for name, domain in self.domains.items()
-                }
-
-
-def known_spaces() -> list[str]:
-    """Names of the spaces that are installed with the package."""
-    files = resources.files("tune_spaces").iterdir()
-    return sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
-
-
-def read_space(name_or_file: str) -> Space:
-    """A space by the name of one that is installed, or from a YAML file.
-
-    Raises:
-        UserError: there is none of that name, or something in it cannot be searched; the message
-            names file, key and what is allowed.
-    """
-    file = Path(name_or_file)
-    if name_or_file in known_spaces():
-        file = Path(str(resources.files("tune_spaces") / f"{name_or_file}.yaml"))
-    elif file.suffix not in (".yaml", ".yml") and not file.is_file():
-        raise unknown_name("space", name_or_file, " (--space)", known_spaces())
-    found = read_settings(file, "--space")
-    if not found:
-        raise UserError(f"--space {file}: is empty; write e.g. lr: {{loguniform: [1e-4, 1e-2]}}")
-    where = f" (in {file})"
-    return Space(str(file), {name: _domain(name, value, where) for name, value in found.items()})
-
-
-def _domain(name: Any, value: Any, where: str) -> Domain:
-    if name not in setting_names():
-        raise unknown_name("setting", str(name), where, list(SEARCHABLE))
-    if name not in SEARCHABLE:
-        raise UserError(f"{name}{where}: is not searched; searched are {', '.join(SEARCHABLE)}")
-    if not isinstance(value, dict) or len(value) != 1:
-        raise UserError(
-            f"{name} {value!r}{where}: must be one of {', '.join(KINDS)} with its values, "
-            f"e.g. {name}: {{choice: [...]}}"
-        )
-    ((kind, values),) = value.items()
-    if kind not in KINDS:
-        raise unknown_name("kind", str(kind), f" of {name}{where}", list(KINDS))
-    if not isinstance(values, list) or not _well_formed(kind, values):
-        raise UserError(f"{name}: {kind} {values!r}{where}: must be {KINDS[kind]}, low below high")
-    return Domain(kind, tuple(values))
-
-
-def _well_formed(kind: str, values: list[Any]) -> bool:
-    if kind in ("choice", "grid"):
-        return bool(values) and all(
-            v is None or isinstance(v, bool | int | float | str) for v in values
-        )
-    numbers = int if kind == "randint" else (int, float)
-    if not all(isinstance(v, numbers) and not isinstance(v, bool) for v in values):
-        return False
-    if len(values) != (3 if kind == "quniform" else 2) or not all(map(math.isfinite, values)):
-        return False
-    low, high = values[:2]
-    if kind == "quniform" and not 0 < values[2] <= high - low:
-        return False
-    return bool(low < high and (kind != "loguniform" or low > 0))
+    def read_summary(self) -> dict[str, Any]:
+        """What ``summary.json`` says; empty before a first command has ended."""
+        if not self.summary_file.is_file():
+            return {}
+        found: dict[str, Any] = json.loads(self.summary_file.read_text())
+        return found

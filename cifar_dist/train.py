@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
-import subprocess
 import sys
 import time
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cifar_dist import __version__
@@ -18,6 +15,14 @@ from cifar_dist.cluster.progress import Display, duration
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.events import Event, Listener, ignore
+from cifar_dist.launching import (
+    check_weights,
+    files_in,
+    git_commit,
+    resume_command,
+    shown,
+    with_absolute_paths,
+)
 from cifar_dist.runs import Outcome, RunDirectory
 
 COMMAND = "python -m cifar_dist.train"
@@ -58,13 +63,13 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
         seconds = time.monotonic() - began
         return run.write_summary(config.dataset, status, outcome, max(starts - 1, 0), seconds)
 
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     run = RunDirectory.existing(config) if config.resume else RunDirectory.create(config)
     if not config.resume:
         run.write_config(config)
-    go_on = f"to go on: {resume_command(config, run)}"
+    go_on = f"to go on: {resume_command(COMMAND, run.name, config.storage_path)}"
     try:
-        outcome = _run(config, run, count, {"command": command, "git_commit": _git_commit()})
+        outcome = _run(config, run, count, {"command": command, "git_commit": git_commit()})
     except UserError:
         if not config.resume:
             run.discard()
@@ -85,7 +90,7 @@ def _run(
     from cifar_dist.data.cache import CachedDataset, prepare
     from cifar_dist.data.sources import find_source
 
-    _check_weights(config)
+    check_weights(config)
     source = find_source(config.dataset, str(config.data_dir))
 
     def begin(where: str) -> CachedDataset:
@@ -106,7 +111,7 @@ def _run(
         dataset = begin("this process, without Ray")
         try:
             return fit(config, run, dataset, launched=launched, listener=listener)
-        except (UserError, Interrupted):
+        except (UserError, Interrupted, RunFailed):
             raise
         except Exception:
             raise RunFailed(traceback.format_exc().strip()) from None
@@ -119,18 +124,9 @@ def _run(
         from cifar_dist.cluster.trainer import train_on_ray
 
         dataset = begin(where)
-        return train_on_ray(config, run, dataset.fingerprint, launched, listener)
-
-
-def _check_weights(config: TrainConfig) -> None:
-    """See that the starting weights can be had, before workers are asked for."""
-    from cifar_dist.model.resnet import check_weights_file, imagenet_file, imagenet_weights
-
-    if config.weights == "imagenet":
-        if not imagenet_file().exists():
-            imagenet_weights()
-    elif config.weights != "none":
-        check_weights_file(config.weights, config.stem)
+        outcome = train_on_ray(config, run, dataset.fingerprint, launched, listener)
+        assert outcome is not None  # only trials are stopped
+        return outcome
 
 
 def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> Event:
@@ -148,65 +144,30 @@ def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> E
             f"{dataset.test_images:,} test images)",
             f"{workers}{where}; {config.max_epochs} epochs x {steps} steps, "
             f"batch size {config.batch_size}, {config.optimizer}, lr {config.lr:g}",
-            f"run {_shown(run.path)}",
+            f"run {shown(run.path)}",
         ],
     }
-
-
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Workers run in other directories, and ``config.yaml`` is read in others."""
-    weights = config.weights
-    if weights not in ("none", "imagenet"):
-        weights = str(Path(weights).expanduser().absolute())
-    data_dir = str(Path(str(config.data_dir)).expanduser().absolute())
-    return dataclasses.replace(config, data_dir=data_dir, weights=weights)
-
-
-def resume_command(config: TrainConfig, run: RunDirectory, *flags: str) -> str:
-    """What to type to go on with a run."""
-    words = [*COMMAND.split(), "--name", run.name, "--resume"]
-    if config.storage_path != TrainConfig().storage_path:
-        words += ["--storage-path", config.storage_path]
-    return shlex.join([*words, *flags])
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this package is imported from, if it is one."""
-    checkout = Path(__file__).resolve().parent.parent
-    if not (checkout / ".git").exists():
-        return None
-    asked = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _results(trained: Trained, config: TrainConfig) -> list[str]:
     summary = trained.summary
     more = str(config.max_epochs * 2)
-    files = sorted(f"{p.name}/" if p.is_dir() else p.name for p in trained.run.path.iterdir())
     return [
         f"test accuracy {summary['test_accuracy']:.4f}, loss {summary['test_loss']:.4f} over "
         f"{trained.outcome.test_images:,} images, weights of epoch {summary['best_epoch']} "
         f"(val_accuracy {summary['val_accuracy']:.4f})",
         f"done in {duration(summary['seconds'])}, {summary['restarts']} restarts",
-        f"files in {_shown(trained.run.path)}: {' '.join(files)}",
+        f"files in {shown(trained.run.path)}: {files_in(trained.run.path)}",
         f"next: {_next_command(config, trained.run, more)}",
     ]
-
-
-def _shown(path: Path) -> Path:
-    """A path as a person standing here would write it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _next_command(config: TrainConfig, run: RunDirectory, more: str) -> str:
     if config.dataset == "digits":
         return f"{COMMAND} --num-workers {config.num_workers} --max-epochs 3"
     if config.schedule == "steplr":
-        return resume_command(config, run, "--max-epochs", more)
-    return f"{COMMAND} --config {_shown(run.config_file)} --seed {config.seed + 1}"
+        return resume_command(COMMAND, run.name, config.storage_path, "--max-epochs", more)
+    return f"{COMMAND} --config {shown(run.config_file)} --seed {config.seed + 1}"
 
 
 def main(words: list[str]) -> None:

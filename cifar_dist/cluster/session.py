@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import ray
 
@@ -96,7 +97,25 @@ def worker_resources(config: TrainConfig) -> Resources:
     return reserved
 
 
-def check_resources(config: TrainConfig) -> None:
+@dataclass(frozen=True)
+class Flags:
+    """The flags that say what is reserved, for messages."""
+
+    workers: str = "--num-workers"
+    cpus: str = "--cpus-per-worker"
+    gpus: str = "--gpus-per-worker"
+
+
+TRAIN_FLAGS = Flags()
+TUNE_FLAGS = Flags("--workers-per-trial", "--cpus-per-trial", "--gpus-per-trial")
+
+
+def room(each: Resources) -> int:
+    """How many workers that reserve this much the cluster could hold if it were empty."""
+    return sum(_fitting(node, each) for node in _nodes())
+
+
+def check_resources(config: TrainConfig, flags: Flags = TRAIN_FLAGS) -> None:
     """See that the cluster can ever place the fewest workers that the run needs.
 
     Ray would wait for ever, and say nothing.
@@ -104,10 +123,12 @@ def check_resources(config: TrainConfig) -> None:
     Raises:
         UserError: it cannot; the message says what is asked and what the cluster has.
     """
-    refuse_unplaceable(config.min_workers, worker_resources(config), _nodes())
+    refuse_unplaceable(config.min_workers, worker_resources(config), _nodes(), flags)
 
 
-def refuse_unplaceable(workers: int, each: Resources, nodes: list[Resources]) -> None:
+def refuse_unplaceable(
+    workers: int, each: Resources, nodes: list[Resources], flags: Flags = TRAIN_FLAGS
+) -> None:
     """Raise unless so many workers fit on nodes with these resources, each on one node.
 
     Raises:
@@ -118,8 +139,8 @@ def refuse_unplaceable(workers: int, each: Resources, nodes: list[Resources]) ->
         return
     has = " + ".join(_in_words(node, always=each) for node in nodes)
     raise UserError(
-        f"--num-workers {workers}: needs {workers} x ({_in_words(each)}), and the cluster has "
-        f"{has}, room for {fitting}; {_advice(each, nodes, fitting)}"
+        f"{flags.workers} {workers}: needs {workers} x ({_in_words(each)}), and the cluster has "
+        f"{has}, room for {fitting}; {_advice(each, nodes, fitting, flags)}"
     )
 
 
@@ -132,12 +153,12 @@ def _fitting(node: Resources, each: Resources) -> int:
     return min(int(node.get(name, 0.0) / need + 1e-6) for name, need in each.items())
 
 
-def _advice(each: Resources, nodes: list[Resources], fitting: int) -> str:
+def _advice(each: Resources, nodes: list[Resources], fitting: int, flags: Flags) -> str:
     if "GPU" in each and not any(node.get("GPU") for node in nodes):
         return "leave out --use-gpu, or name a cluster with GPUs in RAY_ADDRESS"
     if fitting:
-        return f"use --num-workers {fitting}, or give each worker less with --cpus-per-worker"
-    return "ask for less with --cpus-per-worker or --gpus-per-worker"
+        return f"use {flags.workers} {fitting}, or give each worker less with {flags.cpus}"
+    return f"ask for less with {flags.cpus} or {flags.gpus}"
 
 
 def _in_words(resources: Resources, always: Resources | None = None) -> str:

@@ -6,8 +6,10 @@ at import: only workers do, when they run. Torch itself comes with TorchTrainer.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import shutil
-import threading
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -21,8 +23,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_dist.cluster.session import worker_resources
+from cifar_dist.cluster.threads import InThread
 from cifar_dist.config import TrainConfig
-from cifar_dist.errors import RunFailed, UserError
+from cifar_dist.errors import Diverged, RunFailed, UserError
 from cifar_dist.events import Event, Listener
 from cifar_dist.runs import Outcome, RunDirectory
 
@@ -31,28 +34,54 @@ RAY_FOLDER = ".ray"
 POLL_S = 0.2
 
 
+class StoppedByScheduler(Exception):
+    """Raised on every rank, at an epoch's end, of a trial that is to run no further."""
+
+
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Carries events from rank 0 to the driver, whatever becomes of the workers."""
+    """Carries events from rank 0 to the driver, whatever becomes of the workers.
 
-    def __init__(self) -> None:
+    In a trial it also holds every rank at an epoch's end until the scheduler has decided.
+
+    Args:
+        wait: hold the ranks.
+    """
+
+    def __init__(self, wait: bool = False) -> None:
         self._events: list[Event] = []
-        self._refused: str | None = None
+        self._hopeless: Exception | None = None
+        self._let_run_to = 0 if wait else sys.maxsize
+        self._stopped = False
+        self._decided = asyncio.Condition()
 
-    def put(self, event: Event) -> None:
+    async def put(self, event: Event) -> None:
         """Add an event."""
         self._events.append(event)
-        if event["kind"] == "refused":
-            self._refused = event["message"]
+        if event["kind"] == "hopeless":
+            self._hopeless = event["error"]
 
-    def refused(self) -> str | None:
+    async def hopeless(self) -> Exception | None:
         """What a worker found wrong that no restart mends, if anything."""
-        return self._refused
+        return self._hopeless
 
-    def take(self) -> list[Event]:
+    async def take(self) -> list[Event]:
         """All events since the last call, in order."""
         taken, self._events = self._events, []
         return taken
+
+    async def go_on(self, epoch: int, stop: bool = False) -> None:
+        """Let ranks run on behind an epoch's end (1-based), or make them stop at the next one."""
+        async with self._decided:
+            self._let_run_to = max(self._let_run_to, epoch)
+            self._stopped = self._stopped or stop
+            self._decided.notify_all()
+
+    async def may_go_on(self, epoch: int) -> bool:
+        """Whether a rank that ended an epoch (1-based) goes on; the answer waits for `go_on`."""
+        async with self._decided:
+            await self._decided.wait_for(lambda: self._stopped or epoch <= self._let_run_to)
+        return not self._stopped
 
 
 @dataclass(frozen=True)
@@ -64,9 +93,12 @@ class Work:
     dataset_fingerprint: str
     launched: Mapping[str, Any]
     mailbox: Any
+    is_trial: bool = False
+    """Of a search: at an epoch's end it waits for the scheduler, and it leaves the test images
+    alone."""
 
 
-Worker = Callable[[Work], Outcome]
+Worker = Callable[[Work], Outcome | None]
 
 
 def train_worker(work: Work) -> Outcome:
@@ -95,11 +127,18 @@ def train_worker(work: Work) -> Outcome:
         plugins=[RayLightningEnvironment()],
         launched=work.launched,
         listener=work.mailbox.put.remote,
-        report=ray.train.report,
+        report=functools.partial(_report_and_wait, work) if work.is_trial else ray.train.report,
+        test=not work.is_trial,
     )
 
 
-def _on_each_worker(settings: dict[str, Any]) -> Outcome:
+def _report_and_wait(work: Work, row: dict[str, Any]) -> None:
+    ray.train.report(row)
+    if not ray.get(work.mailbox.may_go_on.remote(row["epoch"])):
+        raise StoppedByScheduler
+
+
+def _on_each_worker(settings: dict[str, Any]) -> Outcome | None:
     """Call the worker, and tell the driver what it raises.
 
     Ray keeps the exception, but neither its traceback nor which rank was the first to raise;
@@ -107,17 +146,17 @@ def _on_each_worker(settings: dict[str, Any]) -> Outcome:
     """
     work: Work = settings["work"]
     worker: Worker = settings["worker"]
-    if (refused := ray.get(work.mailbox.refused.remote())) is not None:
-        raise UserError(refused)  # a restart that Ray insists on: over at once
+    if (hopeless := ray.get(work.mailbox.hopeless.remote())) is not None:
+        raise hopeless  # a restart that Ray insists on: over at once
     try:
         return worker(work)
+    except StoppedByScheduler:
+        return None
     except Exception as error:
         rank = ray.train.get_context().get_world_rank()
-        mendable = not isinstance(error, UserError)
-        event = {
-            "kind": "raised" if mendable else "refused",
-            "message": f"worker {rank}: {traceback.format_exc()}" if mendable else str(error),
-        }
+        event = {"kind": "raised", "message": f"worker {rank}: {traceback.format_exc()}"}
+        if isinstance(error, UserError | Diverged):
+            event = {"kind": "hopeless", "error": error}
         ray.get(work.mailbox.put.remote(event))  # waited for: this process may end next
         raise
 
@@ -129,7 +168,8 @@ def train_on_ray(
     launched: Mapping[str, Any],
     listener: Listener,
     worker: Worker = train_worker,
-) -> Outcome:
+    mailbox: Any = None,
+) -> Outcome | None:
     """Train with DDP workers of the cluster that this process is connected to.
 
     Args:
@@ -139,15 +179,18 @@ def train_on_ray(
         launched: what the driver adds to ``environment.json``.
         listener: told of progress, in the calling thread.
         worker: what each worker does.
+        mailbox: of a trial, see `make_mailbox`.
+
+    Returns:
+        What came of it; of a trial that was stopped, None.
 
     Raises:
         UserError: what a worker found wrong with configuration or data.
-        RunFailed: the run failed after ``config.max_failures`` restarts.
+        RunFailed: the run failed after ``config.max_failures`` restarts, or diverged.
     """
-    # On the driver's node: the loss of any other must not take it along.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    work = Work(config, run, dataset_fingerprint, launched, mailbox)
+    is_trial = mailbox is not None
+    mailbox = mailbox or make_mailbox()
+    work = Work(config, run, dataset_fingerprint, launched, mailbox, is_trial)
     workers = (config.min_workers, config.max_workers) if config.elastic else config.max_workers
     # A name that was used before would make Ray restore what it finds under it.
     shutil.rmtree(run.path / RAY_FOLDER, ignore_errors=True)
@@ -166,15 +209,15 @@ def train_on_ray(
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    running = _InThread(trainer.fit)
+    running = InThread(trainer.fit)
     raised: list[str] = []
     try:
         while True:
             # Asked for before the events are taken, so that the last ones are not missed.
             alive = running.alive
             for event in ray.get(mailbox.take.remote()):
-                if event["kind"] == "refused":
-                    raise UserError(event["message"])
+                if event["kind"] == "hopeless":
+                    raise event["error"]
                 if event["kind"] == "raised":
                     raised.append(event["message"])
                     continue
@@ -188,28 +231,18 @@ def train_on_ray(
         shutil.rmtree(run.path / RAY_FOLDER, ignore_errors=True)
     if running.error is not None:
         raise RunFailed(raised[0].strip() if raised else _cause(running.error)) from running.error
-    outcome: Outcome = running.result.return_value
+    outcome: Outcome | None = running.result.return_value
     return outcome
 
 
-class _InThread:
-    """A call in a thread of its own, where Ray leaves signals to the main thread."""
+def make_mailbox(wait: bool = False) -> Any:
+    """A `Mailbox` on this process's node: the loss of any other must not take it along.
 
-    def __init__(self, call: Any) -> None:
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
-        self._thread.start()
-
-    def _run(self, call: Any) -> None:
-        try:
-            self.result = call()
-        except BaseException as error:
-            self.error = error
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+    Args:
+        wait: hold every rank at an epoch's end until ``go_on`` is called, as a trial needs it.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Mailbox.options(scheduling_strategy=here).remote(wait)  # type: ignore[attr-defined]
 
 
 def _backend(config: TrainConfig) -> str | None:

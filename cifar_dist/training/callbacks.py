@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch.distributed
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 
+from cifar_dist.errors import Diverged
 from cifar_dist.events import Listener
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.runs import RunDirectory, aside_of, write_atomically
@@ -57,6 +59,9 @@ class Record(Checkpoint):
         run: where to write.
         checkpoint_every: epochs between two checkpoints; the best and the last one always have one.
         report: called on every rank with each epoch's row.
+
+    Raises:
+        Diverged: on every rank, at the end of an epoch whose loss is not finite.
     """
 
     def __init__(
@@ -103,6 +108,11 @@ class Record(Checkpoint):
         assert isinstance(pl_module, Classifier)
         train = pl_module.totals_of("train").compute()
         val = pl_module.totals_of("val").compute()
+        if not math.isfinite(train["loss"]):
+            raise Diverged(
+                f"the loss of epoch {trainer.current_epoch + 1} is {train['loss']} (lr "
+                f"{self._lr:g}); lower --lr, or change the precision"
+            )
         samples = self.history[-1]["samples"] if self.history else 0
         epoch = trainer.current_epoch + 1
         row = {

@@ -46,6 +46,7 @@ def fit(
     launched: Mapping[str, Any] | None = None,
     listener: Listener = ignore,
     report: Callable[[dict[str, Any]], None] = ignore,
+    test: bool = True,
 ) -> Outcome:
     """Train to the last epoch, going on from the run's newest checkpoint, and test once.
 
@@ -57,13 +58,15 @@ def fit(
         strategy, plugins: Lightning's, for more than one process.
         launched: what the driver adds to ``environment.json``, e.g. the command.
         listener: told of progress, on rank 0.
-        report: called on every rank with each epoch's row.
+        report: called on every rank with each epoch's row; what it raises ends the training.
+        test: measure the best epoch's weights on the test images, which trials leave alone.
 
     Returns:
         The same on every rank.
 
     Raises:
         UserError: weights that do not fit, no GPU, or too many ranks for the batch size.
+        Diverged: the loss is no longer finite.
     """
     if not config.verbose:
         _silence_lightning()
@@ -113,15 +116,17 @@ def fit(
     trainer.fit(module, images, ckpt_path=checkpoint, weights_only=True)
 
     weights_sha256 = hashlib.sha256(weights_as_bytes(network)).hexdigest()
-    network.load_state_dict(load_file(run.model_file))
-    trainer.test(module, images, verbose=False)
-    test = module.tested
+    tested: dict[str, Any] = {"accuracy": None, "loss": None, "images": 0}
+    if test:
+        network.load_state_dict(load_file(run.model_file))
+        trainer.test(module, images, verbose=False)
+        tested = module.tested
     return Outcome(
         history=record.history,
         best_epoch=record.best_epoch,
-        test_accuracy=test["accuracy"],
-        test_loss=test["loss"],
-        test_images=int(test["images"]),
+        test_accuracy=tested["accuracy"],
+        test_loss=tested["loss"],
+        test_images=int(tested["images"]),
         weights_sha256=weights_sha256,
     )
 

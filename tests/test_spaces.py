@@ -9,7 +9,7 @@ import pytest
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.search import Space, known_spaces, read_space
+from cifar_dist.spaces import Space, known_spaces, read_space
 
 BASE = TrainConfig(dataset="digits")
 

@@ -1,0 +1,466 @@
+"""Ray Tune: how trials are chosen, run, judged and stopped.
+
+The driver and, at import, Ray's trial processes load neither torch nor Lightning from here: a
+trial does when it trains.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import queue
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from cifar_dist.cluster.ledger import Ledger
+from cifar_dist.cluster.session import room, worker_resources
+from cifar_dist.cluster.suggestions import Suggestions
+from cifar_dist.cluster.threads import InThread
+from cifar_dist.config import TrainConfig
+from cifar_dist.errors import RunFailed, UserError
+from cifar_dist.events import Event, Listener
+from cifar_dist.runs import METRICS, Outcome, RunDirectory
+from cifar_dist.search import SearchDirectory, trial_id
+from cifar_dist.tune_config import TuneConfig
+
+RAY_FOLDER = ".ray"
+"""What Ray writes of its own, in the search's directory while the search lasts."""
+POLL_S = 0.1
+STOP_TIMEOUT_S = 60
+"""How long a trial that is stopped may take to end by itself."""
+WRITING_SHARE = 0.05
+"""Most of the driver's time that goes into writing the tables while the search lasts."""
+DRIVER_BUNDLE = {"memory": 1}
+"""What the process that looks after a trial of several workers reserves: next to nothing. Not a
+part of a CPU: where the workers fill a node's CPUs, 0.01 of one would cost a whole trial's place."""
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrialWork:
+    """All that a trial's training needs to know."""
+
+    config: TrainConfig
+    run: RunDirectory
+    dataset_fingerprint: str
+    launched: Mapping[str, Any]
+    report: Report
+    """To be called with each epoch's row; it returns when the trial may go on, and does not where
+    it is stopped."""
+
+
+Training = Callable[[TrialWork], Outcome | None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all trials of a search share."""
+
+    directory: SearchDirectory
+    base: TrainConfig
+    configured: Callable[[TrainConfig, Mapping[str, Any]], TrainConfig]
+    dataset_fingerprint: str
+    launched: Mapping[str, Any]
+    training: Training
+
+    def work(self, told: Mapping[str, Any], report: Report) -> TrialWork:
+        """A trial's, by what Ray Tune was told of it."""
+        config = self.configured(self.base, told["drawn"])
+        run = self.directory.trial(told["number"])
+        return TrialWork(config, run, self.dataset_fingerprint, self.launched, report)
+
+
+# --- in a trial's process --------------------------------------------------------------------
+
+
+def train_here(work: TrialWork) -> Outcome:
+    """Train in this process, as the only worker."""
+    from cifar_dist.data.cache import prepare_same
+    from cifar_dist.training.fit import fit
+
+    config = work.config
+    assert config.data_dir is not None  # settled when the config was made
+    dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
+    return fit(config, work.run, dataset, launched=work.launched, report=work.report, test=False)
+
+
+def ended(work: TrialWork, training: Training) -> dict[str, Any]:
+    """Train a trial to its end, and say how it ended: ``ended`` and, of a failed one, ``error``.
+
+    What a training raises is the trial's end, and on disk: the search goes on, and a search that
+    is resumed does not run it again.
+    """
+    run, dataset = work.run, work.config.dataset
+    before = run.read_summary()
+    if before.get("status") in ("completed", "failed"):
+        return {"ended": True, "error": before.get("error")}
+    began = time.monotonic()
+    run.begin(work.config)
+    try:
+        outcome = training(work)
+    except Exception as error:
+        run.write_error(traceback.format_exc())
+        text = in_one_line(error)
+        seconds = time.monotonic() - began
+        run.write_summary(dataset, "failed", seconds=seconds, error=text)
+        return {"ended": True, "error": text}
+    run.write_summary(dataset, "completed", outcome, seconds=time.monotonic() - began)
+    return {"ended": True, "error": None}
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception's type and message, for a cell of the table."""
+    name = "" if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: "
+    # A worker's traceback: what it raised is its last line.
+    message = (str(error).strip().splitlines() or [""])[-1 if isinstance(error, RunFailed) else 0]
+    return f"{name}{message}".strip(": ")[:500]
+
+
+def one_worker(told: dict[str, Any], plan: Plan) -> None:
+    """Ray Tune's function for a trial that trains in the trial's own process.
+
+    The process stays for the trials after it, with all that it has loaded.
+    """
+    # Ray gives up on a process whose last trial is not over so quickly, and on its next trial.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_TIMEOUT_S)
+    gc.collect()  # what is left of the trial before
+    work = plan.work(told, report=tune.report)
+    end = ended(work, plan.training)
+    tune.report(end)
+    if end["error"] is not None and work.config.use_gpu:
+        # An error on a GPU may have left the process of no more use. This one goes, and Tune,
+        # calling the trial again in another, finds it over.
+        raise RunFailed(end["error"])
+
+
+class SeveralWorkers(tune.Trainable):
+    """Ray Tune's class for a trial whose workers are a Ray Train run of their own."""
+
+    def setup(self, config: dict[str, Any], plan: Plan) -> None:
+        from cifar_dist.cluster.trainer import make_mailbox, train_on_ray
+
+        self._rows: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._told = 0
+        self._mailbox = make_mailbox(wait=True)
+
+        def train(work: TrialWork) -> Outcome | None:
+            def listen(event: Event) -> None:
+                if event["kind"] == "epoch":
+                    work.report({name: event[name] for name in METRICS})
+
+            return train_on_ray(
+                work.config, work.run, work.dataset_fingerprint, work.launched, listen,
+                mailbox=self._mailbox,
+            )  # fmt: skip
+
+        work = plan.work(config, report=self._rows.put)
+        self._running = InThread(lambda: ended(work, train))
+
+    def step(self) -> dict[str, Any]:
+        if self._told:
+            ray.get(self._mailbox.go_on.remote(self._told))
+        while True:
+            alive = self._running.alive
+            try:
+                row = self._rows.get(timeout=POLL_S)
+            except queue.Empty:
+                if alive:
+                    continue
+                if self._running.error is not None:
+                    raise self._running.error from None
+                return {**self._running.result, "done": True}
+            if row["epoch"] > self._told:  # else told before workers were restarted
+                self._told = row["epoch"]
+                return row
+
+    def cleanup(self) -> None:
+        # By itself, and not by the death of this process: so the run gives its resources back.
+        ray.get(self._mailbox.go_on.remote(0, stop=True))
+        self._running.join(STOP_TIMEOUT_S)
+
+
+# --- in the driver ---------------------------------------------------------------------------
+
+
+class _OfTheDriver:
+    """Stays in the driver: Tune copies and pickles what it is given, for a resume of its own."""
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Numbered(_OfTheDriver, Searcher):  # type: ignore[misc]
+    """Gives Tune the trials that are left, in the order of their numbers, as there is room."""
+
+    def __init__(self, numbers: list[int], suggestions: Suggestions, ledger: Ledger) -> None:
+        super().__init__(metric=ledger.config.metric, mode=ledger.config.mode)
+        self._left = list(reversed(numbers))
+        self._suggestions = suggestions
+        self._ledger = ledger
+        self._live: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        if not self._left:
+            return Searcher.FINISHED
+        if len(self._live) >= slots(self._ledger.config):
+            return None
+        number = self._left.pop()
+        drawn = self._suggestions.draw(number)
+        self._ledger.add_trial(number, drawn)
+        self._live[trial_id] = number
+        return {"number": number, "drawn": dict(drawn)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: searches learn from trials that have ended."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        number = self._live.pop(trial_id)
+        self._suggestions.tell(number, self._ledger.row(number))
+
+
+class _InOrderScheduler(_OfTheDriver, FIFOScheduler):  # type: ignore[misc]
+    """Puts every result into the ledger, and stops the trials that it judges."""
+
+    def __init__(self, ledger: Ledger, tell: Callable[[int], None]) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._tell = tell
+
+    def on_trial_result(self, controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
+        number = trial.config["number"]
+        if "epoch" in result:
+            self._ledger.add_row(number, result)
+            self._tell(number)
+        if result.get("ended"):
+            self._ledger.end(number, result.get("error"))
+        elif self._ledger.stopped(number):
+            return TrialScheduler.STOP
+        return TrialScheduler.CONTINUE
+
+    def choose_trial_to_run(self, controller: Any) -> RayTrial | None:
+        # A trial that lost its process is put at the end; those behind it wait for it.
+        pending = [each for each in controller.get_trials() if each.status == RayTrial.PENDING]
+        return min(pending, key=lambda each: each.config["number"], default=None)
+
+
+class _Bookkeeper(_OfTheDriver, tune.Callback):  # type: ignore[misc]
+    """Tells of trials that begin and end, and tidies up behind them."""
+
+    def __init__(
+        self, directory: SearchDirectory, ledger: Ledger, tell: Callable[[int], None]
+    ) -> None:
+        self._directory = directory
+        self._ledger = ledger
+        self._tell = tell
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
+        self._ledger.start(trial.config["number"])
+        self._tell(trial.config["number"])
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
+        number = trial.config["number"]
+        tidy(self._directory, self._ledger, number)
+        self._tell(number)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
+        """A trial whose process died more often than it is restarted."""
+        number = trial.config["number"]
+        if not self._ledger.finished(number):
+            error = trial.get_error()
+            text = "killed" if error is None else in_one_line(error)
+            run = self._directory.trial(number)
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.write_summary(self._ledger.config.train.dataset, "failed", error=text)
+            self._ledger.end(number, text)
+        tidy(self._directory, self._ledger, number)
+        self._tell(number)
+
+
+class _Until(_OfTheDriver, tune.Stopper):  # type: ignore[misc]
+    """Ends the search when its time is over, or when it is told to."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._told = threading.Event()
+
+    def end(self) -> None:
+        """Tell it to."""
+        self._told.set()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        return late or self._told.is_set()
+
+
+def tidy(directory: SearchDirectory, ledger: Ledger, number: int) -> None:
+    """Delete the checkpoints of a trial that nobody goes on with, and say that it was stopped."""
+    if not ledger.finished(number):
+        return
+    run = directory.trial(number)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    if ledger.stopped(number) and run.read_summary().get("status") != "stopped":
+        run.write_summary(ledger.config.train.dataset, "stopped", seconds=ledger.seconds(number))
+
+
+def slots(config: TuneConfig) -> int:
+    """How many trials run at a time on the cluster that this process is connected to."""
+    there = max(room(worker_resources(config.trial_base)) // config.workers, 1)
+    return min(there, config.max_concurrent or there)
+
+
+def run_trials(
+    directory: SearchDirectory,
+    ledger: Ledger,
+    suggestions: Suggestions,
+    numbers: list[int],
+    dataset_fingerprint: str,
+    launched: Mapping[str, Any],
+    listener: Listener,
+    training: Training = train_here,
+) -> None:
+    """Run trials on the cluster that this process is connected to, until all have ended.
+
+    The ledger holds what came of them, and the tables in the directory are kept up to date.
+
+    Args:
+        directory: the search's.
+        ledger: what is known so far.
+        suggestions: where trials' values come from.
+        numbers: of the trials to run, ascending.
+        dataset_fingerprint: of the data set that the driver decoded.
+        launched: what the driver adds to each ``environment.json``.
+        listener: told of progress, in the calling thread.
+        training: what a trial of one worker does.
+
+    Raises:
+        RunFailed: Ray Tune itself failed.
+    """
+    config = ledger.config
+    base = config.trial_base
+    events: queue.Queue[Event] = queue.Queue()
+
+    def tell(number: int) -> None:
+        events.put(ledger.event(number))
+
+    plan = Plan(directory, base, ledger.space.configured, dataset_fingerprint, launched, training)
+    # A name that was used before would make Ray restore what it finds under it.
+    shutil.rmtree(directory.path / RAY_FOLDER, ignore_errors=True)
+    until = _Until(config.time_budget_s)
+
+    with _quiet_tune(config.train.verbose, slots(config)):
+        tuner = tune.Tuner(
+            _trainable(config.workers, base, plan),
+            tune_config=tune.TuneConfig(
+                search_alg=_Numbered(numbers, suggestions, ledger),
+                scheduler=_InOrderScheduler(ledger, tell),
+                num_samples=len(numbers),
+                reuse_actors=config.workers == 1,
+                trial_name_creator=lambda trial: trial_id(trial.config["number"]),
+                trial_dirname_creator=lambda trial: trial_id(trial.config["number"]),
+            ),
+            run_config=tune.RunConfig(
+                name=RAY_FOLDER,
+                storage_path=str(directory.path),
+                failure_config=tune.FailureConfig(max_failures=base.max_failures),
+                callbacks=[_Bookkeeper(directory, ledger, tell)],
+                stop=until,
+                verbose=2 if config.train.verbose else 0,
+            ),
+        )
+        running = InThread(tuner.fit)
+        try:
+            _follow(running, events, ledger, directory, listener)
+        except BaseException:
+            until.end()  # where the cluster outlives this call, its trials do not
+            raise
+        finally:
+            shutil.rmtree(directory.path / RAY_FOLDER, ignore_errors=True)
+    if running.error is not None:
+        raise RunFailed("".join(traceback.format_exception(running.error)).strip())
+
+
+def _follow(
+    running: InThread,
+    events: queue.Queue[Event],
+    ledger: Ledger,
+    directory: SearchDirectory,
+    listener: Listener,
+) -> None:
+    write_next, changed = time.monotonic(), True
+    while True:
+        alive = running.alive
+        try:
+            event = events.get(timeout=POLL_S)
+        except queue.Empty:
+            if not alive:
+                return
+        else:
+            changed = True
+            listener(event)
+        if changed and time.monotonic() >= write_next:
+            began = time.monotonic()
+            ledger.write(directory)
+            ended_at = time.monotonic()
+            write_next, changed = ended_at + (ended_at - began) / WRITING_SHARE, False
+
+
+def _trainable(workers: int, base: TrainConfig, plan: Plan) -> Any:
+    each = worker_resources(base)
+    bundle = each if workers == 1 else DRIVER_BUNDLE
+    trainable: Any = one_worker if workers == 1 else SeveralWorkers
+    return tune.with_resources(
+        tune.with_parameters(trainable, plan=plan), tune.PlacementGroupFactory([bundle])
+    )
+
+
+@contextmanager
+def _quiet_tune(verbose: bool, slots: int) -> Iterator[None]:
+    """Tune's settings that it reads from the environment, and its logger's level, for a while."""
+    settings = {
+        # As many processes start at once as there is room for; one at a time otherwise.
+        "TUNE_MAX_PENDING_TRIALS_PG": str(slots),
+        # The ledger and the trials' folders hold what Tune would write down a second time.
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": str(int(verbose)),
+        "RAY_AIR_NEW_OUTPUT": "0",
+        # A trial may end without a result, e.g. one that had reached its last epoch before.
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    os.environ.update(settings)
+    if not verbose:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

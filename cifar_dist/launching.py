@@ -1,0 +1,64 @@
+"""What commands do before and after the work itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import subprocess
+from pathlib import Path
+
+from cifar_dist.config import TrainConfig
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Workers run in other directories, and ``config.yaml`` is read in others."""
+    weights = config.weights
+    if weights not in ("none", "imagenet"):
+        weights = str(Path(weights).expanduser().absolute())
+    data_dir = str(Path(str(config.data_dir)).expanduser().absolute())
+    return dataclasses.replace(config, data_dir=data_dir, weights=weights)
+
+
+def check_weights(config: TrainConfig) -> None:
+    """See that the starting weights can be had, before workers are asked for.
+
+    Raises:
+        UserError: they cannot.
+    """
+    from cifar_dist.model.resnet import check_weights_file, imagenet_file, imagenet_weights
+
+    if config.weights == "imagenet":
+        if not imagenet_file().exists():
+            imagenet_weights()
+    elif config.weights != "none":
+        check_weights_file(config.weights, config.stem)
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package is imported from, if it is one."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    asked = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def resume_command(command: str, name: str, storage_path: str, *flags: str) -> str:
+    """What to type to go on with a run or a search."""
+    words = [*command.split(), "--name", name, "--resume"]
+    if storage_path != TrainConfig.storage_path:
+        words += ["--storage-path", storage_path]
+    return shlex.join([*words, *flags])
+
+
+def shown(path: Path) -> Path:
+    """A path as a person standing here would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def files_in(folder: Path) -> str:
+    """The names in a folder, for a line of output."""
+    return " ".join(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir()))

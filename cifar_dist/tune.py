@@ -1,0 +1,300 @@
+"""``python -m cifar_dist.tune``: search hyperparameters with Ray Tune and ASHA."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cifar_dist import __version__
+from cifar_dist.cli import parse_tune, run_command
+from cifar_dist.config import TrainConfig, read_settings
+from cifar_dist.errors import Interrupted, RunFailed, UserError
+from cifar_dist.events import Event, Listener, ignore
+from cifar_dist.launching import (
+    check_weights,
+    files_in,
+    git_commit,
+    resume_command,
+    shown,
+    with_absolute_paths,
+)
+from cifar_dist.search import SearchDirectory
+from cifar_dist.spaces import Space
+from cifar_dist.tune_config import TuneConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cifar_dist.cluster.ledger import Ledger
+    from cifar_dist.cluster.suggestions import Suggestions
+    from cifar_dist.data.cache import CachedDataset
+
+COMMAND = "python -m cifar_dist.tune"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What `search` returns."""
+
+    directory: SearchDirectory
+    table: pd.DataFrame
+    """What ``trials.csv`` holds: a row a trial."""
+    summary: dict[str, Any]
+    """What ``summary.json`` holds."""
+
+
+def tune(
+    config: TuneConfig, listener: Listener = ignore, command: str | None = None
+) -> pd.DataFrame:
+    """Search, leave a search directory, and return its table: a row a trial.
+
+    Args and raises as `search`.
+    """
+    return search(config, listener, command).table
+
+
+def search(config: TuneConfig, listener: Listener = ignore, command: str | None = None) -> Searched:
+    """Search, and leave a search directory.
+
+    Args:
+        config: the search.
+        listener: told of progress, in this thread; see `cifar_dist.events`.
+        command: what was typed, for the trials' ``environment.json``.
+
+    Raises:
+        UserError: bad configuration, space or data, or too few resources; a new search leaves
+            nothing.
+        RunFailed: every trial failed.
+        Interrupted: the process was asked to stop; what is needed to go on is saved.
+    """
+    began = time.monotonic()
+    config = dataclasses.replace(config, train=with_absolute_paths(config.train))
+    resume, storage_path = config.train.resume, config.train.storage_path
+    if resume:
+        directory = SearchDirectory.existing(config)
+        space = directory.read_space()
+        space.check(config.trial_base)
+        ledger, suggestions = _ledger(config, space, directory)
+    else:
+        space = config.read_space()
+        ledger, suggestions = _ledger(config, space)
+        directory = SearchDirectory.create(config, space)
+    go_on = f"to go on: {resume_command(COMMAND, directory.name, storage_path)}"
+
+    def finish(status: str) -> Searched:
+        table = ledger.write(directory)
+        summary = {
+            "status": status,
+            **ledger.summary(),
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        directory.write_summary(summary)
+        return Searched(directory, table, summary)
+
+    try:
+        launched = {"command": command, "git_commit": git_commit()}
+        _run(config, directory, ledger, suggestions, launched, listener)
+    except UserError:
+        if not resume:
+            directory.discard()
+        raise
+    except (Interrupted, KeyboardInterrupt):
+        finish("interrupted")
+        raise Interrupted(f"interrupted; {go_on}") from None
+    except RunFailed as error:
+        finish("failed")
+        raise RunFailed(f"{error}\n{go_on}") from error
+    unfinished = bool(ledger.summary()["unfinished"])
+    searched = finish("unfinished" if unfinished else "completed")
+    if searched.summary["failed"] == len(searched.table):
+        first = searched.table["error"].iloc[0]
+        raise RunFailed(
+            f"all {len(searched.table)} trials failed, the first with: {first}; "
+            f"their tracebacks are in {shown(directory.trials_folder)}"
+        )
+    return searched
+
+
+def _ledger(
+    config: TuneConfig, space: Space, resumed: SearchDirectory | None = None
+) -> tuple[Ledger, Suggestions]:
+    """What is known of the trials, and where their values come from."""
+    from cifar_dist.cluster.ledger import Ledger
+    from cifar_dist.cluster.suggestions import Drawn, Optuna, drawn_values
+
+    drawn: Mapping[int, Mapping[str, Any]]
+    if config.search == "optuna":
+        drawn = {} if resumed is None else _suggested_before(resumed, space)
+    else:
+        drawn = drawn_values(config, space)
+    ledger = Ledger(config, space, drawn)
+    if resumed is not None:
+        ledger.load(resumed)
+    if config.search != "optuna":
+        return ledger, Drawn(ledger)
+    optuna = Optuna(config, space, ledger)
+    for number in drawn:
+        if ledger.finished(number):
+            optuna.tell(number, ledger.row(number))
+    return ledger, optuna
+
+
+def _suggested_before(directory: SearchDirectory, space: Space) -> dict[int, dict[str, Any]]:
+    """What trials were given in a search that is resumed, by number."""
+    found = {}
+    for folder in sorted(directory.trials_folder.glob("t*")):
+        number = int(folder.name.removeprefix("t"))
+        file = directory.trial(number).config_file
+        if file.is_file():
+            settings = read_settings(file)
+            found[number] = {name: settings[name] for name in space.domains}
+    return found
+
+
+def _run(
+    config: TuneConfig,
+    directory: SearchDirectory,
+    ledger: Ledger,
+    suggestions: Suggestions,
+    launched: dict[str, Any],
+    listener: Listener,
+) -> None:
+    """Check what can be checked here, then run the trials that are left."""
+    from cifar_dist.data.cache import prepare
+    from cifar_dist.data.sources import find_source
+
+    base = config.trial_base
+    optuna = config.search == "optuna"
+    numbers = list(range(config.num_samples)) if optuna else ledger.numbers()
+    left = [number for number in numbers if not ledger.finished(number)]
+    for trial in _configs(config, ledger):
+        if trial.weights != "none":
+            check_weights(trial)
+    source = find_source(base.dataset, str(base.data_dir))
+    if not left:
+        return
+
+    from cifar_dist.cluster.session import TUNE_FLAGS, check_resources, session
+
+    with session(config.train.verbose) as where:
+        check_resources(base, TUNE_FLAGS)
+        # Behind the check, since it loads Ray Tune: what is refused is refused seconds earlier.
+        from cifar_dist.cluster.tuner import run_trials, slots, tidy
+
+        dataset = prepare(base.dataset, source)
+        for trial in _configs(config, ledger):
+            dataset.check_batches(trial.batch_size, config.workers)
+        for number in numbers:
+            if number not in left:
+                tidy(directory, ledger, number)
+            elif directory.trial(number).started_with_fingerprint() not in (
+                None,
+                dataset.fingerprint,
+            ):
+                raise UserError(
+                    f"--data-dir {base.data_dir}: holds other data than the search was started "
+                    "with; name the folder that it was started with"
+                )
+        directory.write_config(config)
+        listener(_plan(config, directory, ledger, dataset, where, len(left), slots(config)))
+        run_trials(directory, ledger, suggestions, left, dataset.fingerprint, launched, listener)
+
+
+def _configs(config: TuneConfig, ledger: Ledger) -> list[TrainConfig]:
+    """The trials' configs, as far as they are known beforehand."""
+    drawn = [ledger.drawn(number) for number in ledger.numbers()]
+    return [ledger.trial_config(each) for each in drawn if each is not None] or [config.trial_base]
+
+
+def _plan(
+    config: TuneConfig,
+    directory: SearchDirectory,
+    ledger: Ledger,
+    dataset: CachedDataset,
+    where: str,
+    left: int,
+    slots: int,
+) -> Event:
+    base = config.trial_base
+    trials = config.num_samples if config.search == "optuna" else len(ledger.numbers())
+    device, each = (
+        ("GPU", config.gpus_per_trial) if base.use_gpu else ("CPU", config.cpus_per_trial)
+    )
+    workers = f"{config.workers} workers, " if config.workers > 1 else ""
+    asha = (
+        f"ASHA with grace period {config.grace_period}, "
+        f"reduction factor {config.reduction_factor:g}"
+        if config.scheduler == "asha"
+        else "no early stopping"
+    )
+    again = f", {left} of them left" if left < trials else ""
+    return {
+        "kind": "plan",
+        "max_epochs": base.max_epochs,
+        "trials": trials,
+        "finished": trials - left,
+        "metric": config.metric,
+        "mode": config.mode,
+        "lines": [
+            f"cifar_dist {__version__}: search of {', '.join(ledger.space.domains)} "
+            f"({config.search}) on {base.dataset} ({dataset.train_images:,} training, "
+            f"{dataset.validation_images:,} validation images)",
+            f"{trials} trials{again}, {min(slots, left)} at a time ({workers}{each:g} {device} "
+            f"each) on {where}; at most {base.max_epochs} epochs, {asha}, by {config.metric}",
+            f"search {shown(directory.path)}",
+        ],
+    }
+
+
+def _results(searched: Searched, config: TuneConfig) -> list[str]:
+    from cifar_dist.cluster.search_progress import ranking
+    from cifar_dist.cluster.progress import duration
+
+    summary, directory = searched.summary, searched.directory
+    lines = ["the best trials:", *ranking(searched.table, config.metric, config.mode)]
+    run, possible = summary["epochs_run"], summary["epochs_possible"]
+    if config.scheduler == "asha":
+        lines.append(
+            f"ASHA stopped {summary['stopped']} of {summary['trials']} trials: {run} of "
+            f"{possible} epochs run, {1 - run / possible:.0%} saved"
+        )
+    failed = f", {summary['failed']} failed" if summary["failed"] else ""
+    lines += [
+        f"done in {duration(summary['seconds'])}: {summary['completed']} trials completed, "
+        f"{summary['stopped']} stopped{failed}",
+        f"files in {shown(directory.path)}: {files_in(directory.path)}",
+    ]
+    if summary["unfinished"]:
+        lines.append(
+            f"time budget of {config.time_budget} over, {summary['unfinished']} trials "
+            f"unfinished; to go on: "
+            f"{resume_command(COMMAND, directory.name, config.train.storage_path)}"
+        )
+    if summary["best_trial"] is not None:
+        best = shlex.quote(str(shown(directory.best_file)))
+        lines.append(f"next: python -m cifar_dist.train --config {best}")
+    return lines
+
+
+def main(words: list[str]) -> None:
+    """Parse, search, and print what came of it."""
+    config = parse_tune(words)
+
+    from cifar_dist.cluster.search_progress import SearchDisplay
+
+    display = SearchDisplay(sys.stdout)
+    try:
+        searched = search(config, display, command=shlex.join([*COMMAND.split(), *words]))
+    finally:
+        display.close()
+    for line in _results(searched, config):
+        display.line(line)
+
+
+if __name__ == "__main__":
+    run_command(main)
