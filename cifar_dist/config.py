@@ -336,7 +336,7 @@ def _finite(value: float) -> bool:
     return math.isfinite(value)
 
 
-Ranges = Sequence[tuple[str, Callable[[Any], bool], str]]
+Ranges = Sequence[tuple[str, Callable[[Any], object], str]]
 """(setting, predicate, what must hold) for every setting that has a range."""
 
 _RANGES: Ranges = [

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from cifar_dist.cluster.ledger import Ledger
     from cifar_dist.cluster.suggestions import Suggestions
+    from cifar_dist.cluster.tuner import Training
     from cifar_dist.data.cache import CachedDataset
 
 COMMAND = "python -m cifar_dist.tune"
@@ -58,13 +59,19 @@ def tune(
     return search(config, listener, command).table
 
 
-def search(config: TuneConfig, listener: Listener = ignore, command: str | None = None) -> Searched:
+def search(
+    config: TuneConfig,
+    listener: Listener = ignore,
+    command: str | None = None,
+    training: Training | None = None,
+) -> Searched:
     """Search, and leave a search directory.
 
     Args:
         config: the search.
         listener: told of progress, in this thread; see `cifar_dist.events`.
         command: what was typed, for the trials' ``environment.json``.
+        training: what a trial of one worker does instead of training; for measurements and tests.
 
     Raises:
         UserError: bad configuration, space or data, or too few resources; a new search leaves
@@ -98,7 +105,7 @@ def search(config: TuneConfig, listener: Listener = ignore, command: str | None 
 
     try:
         launched = {"command": command, "git_commit": git_commit()}
-        _run(config, directory, ledger, suggestions, launched, listener)
+        _run(config, directory, ledger, suggestions, launched, listener, training)
     except UserError:
         if not resume:
             directory.discard()
@@ -163,6 +170,7 @@ def _run(
     suggestions: Suggestions,
     launched: dict[str, Any],
     listener: Listener,
+    training: Training | None,
 ) -> None:
     """Check what can be checked here, then run the trials that are left."""
     from cifar_dist.data.cache import prepare
@@ -184,7 +192,7 @@ def _run(
     with session(config.train.verbose) as where:
         check_resources(base, TUNE_FLAGS)
         # Behind the check, since it loads Ray Tune: what is refused is refused seconds earlier.
-        from cifar_dist.cluster.tuner import run_trials, slots, tidy
+        from cifar_dist.cluster.tuner import run_trials, slots, tidy, train_here
 
         dataset = prepare(base.dataset, source)
         for trial in _configs(config, ledger):
@@ -202,7 +210,10 @@ def _run(
                 )
         directory.write_config(config)
         listener(_plan(config, directory, ledger, dataset, where, len(left), slots(config)))
-        run_trials(directory, ledger, suggestions, left, dataset.fingerprint, launched, listener)
+        run_trials(
+            directory, ledger, suggestions, left, dataset.fingerprint, launched, listener,
+            training or train_here,
+        )  # fmt: skip
 
 
 def _configs(config: TuneConfig, ledger: Ledger) -> list[TrainConfig]:
@@ -252,8 +263,8 @@ def _plan(
 
 
 def _results(searched: Searched, config: TuneConfig) -> list[str]:
-    from cifar_dist.cluster.search_progress import ranking
     from cifar_dist.cluster.progress import duration
+    from cifar_dist.cluster.search_progress import ranking
 
     summary, directory = searched.summary, searched.directory
     lines = ["the best trials:", *ranking(searched.table, config.metric, config.mode)]

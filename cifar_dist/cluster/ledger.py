@@ -131,7 +131,7 @@ class Ledger:
     def seconds(self, number: int) -> float:
         """What a trial's epochs took, those too that do not count."""
         with self._lock:
-            return sum(row["seconds"] for row in self._trials[number].rows)
+            return sum(float(row["seconds"]) for row in self._trials[number].rows)
 
     def finished(self, number: int) -> bool:
         """Whether nothing is left to run of a trial."""
@@ -174,7 +174,7 @@ class Ledger:
                 "epochs": len(rows),
                 "best_epoch": best.get("epoch"),
                 **{name: best.get(name) for name in metrics},
-                "seconds": sum(row["seconds"] for row in rows),
+                "seconds": sum(float(row["seconds"]) for row in rows),
                 "reason": self._reason(trial, status),
                 "error": trial.error if status == "failed" else None,
             }

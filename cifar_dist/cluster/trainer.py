@@ -154,7 +154,7 @@ def _on_each_worker(settings: dict[str, Any]) -> Outcome | None:
         return None
     except Exception as error:
         rank = ray.train.get_context().get_world_rank()
-        event = {"kind": "raised", "message": f"worker {rank}: {traceback.format_exc()}"}
+        event: Event = {"kind": "raised", "message": f"worker {rank}: {traceback.format_exc()}"}
         if isinstance(error, UserError | Diverged):
             event = {"kind": "hopeless", "error": error}
         ray.get(work.mailbox.put.remote(event))  # waited for: this process may end next

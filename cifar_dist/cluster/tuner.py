@@ -41,11 +41,14 @@ RAY_FOLDER = ".ray"
 POLL_S = 0.1
 STOP_TIMEOUT_S = 60
 """How long a trial that is stopped may take to end by itself."""
+SLOTS_KNOWN_S = 5
+"""How long the number of trials that fit on the cluster is taken for known."""
 WRITING_SHARE = 0.05
 """Most of the driver's time that goes into writing the tables while the search lasts."""
 DRIVER_BUNDLE = {"memory": 1}
-"""What the process that looks after a trial of several workers reserves: next to nothing. Not a
-part of a CPU: where the workers fill a node's CPUs, 0.01 of one would cost a whole trial's place."""
+"""What the process that looks after a trial of several workers reserves: a byte, since Ray takes no
+empty bundle. Not a part of a CPU: where workers fill a node's CPUs, 0.01 of one would cost a whole
+trial's place."""
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -94,6 +97,7 @@ def train_here(work: TrialWork) -> Outcome:
 
     config = work.config
     assert config.data_dir is not None  # settled when the config was made
+    gc.collect()  # the network and optimizer of the trial before, which refer to each other
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
     return fit(config, work.run, dataset, launched=work.launched, report=work.report, test=False)
 
@@ -137,7 +141,6 @@ def one_worker(told: dict[str, Any], plan: Plan) -> None:
     """
     # Ray gives up on a process whose last trial is not over so quickly, and on its next trial.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_TIMEOUT_S)
-    gc.collect()  # what is left of the trial before
     work = plan.work(told, report=tune.report)
     end = ended(work, plan.training)
     tune.report(end)
@@ -206,7 +209,7 @@ class _OfTheDriver:
         return {}
 
 
-class _Numbered(_OfTheDriver, Searcher):  # type: ignore[misc]
+class _Numbered(_OfTheDriver, Searcher):
     """Gives Tune the trials that are left, in the order of their numbers, as there is room."""
 
     def __init__(self, numbers: list[int], suggestions: Suggestions, ledger: Ledger) -> None:
@@ -215,17 +218,25 @@ class _Numbered(_OfTheDriver, Searcher):  # type: ignore[misc]
         self._suggestions = suggestions
         self._ledger = ledger
         self._live: dict[str, int] = {}
+        self._slots, self._slots_known_until = 0, 0.0
 
     def suggest(self, trial_id: str) -> Any:
         if not self._left:
             return Searcher.FINISHED
-        if len(self._live) >= slots(self._ledger.config):
+        if len(self._live) >= self._room():
             return None
         number = self._left.pop()
         drawn = self._suggestions.draw(number)
         self._ledger.add_trial(number, drawn)
         self._live[trial_id] = number
         return {"number": number, "drawn": dict(drawn)}
+
+    def _room(self) -> int:
+        """Trials that run at a time; nodes come and go, so it is looked up now and then."""
+        if time.monotonic() > self._slots_known_until:
+            self._slots = slots(self._ledger.config)
+            self._slots_known_until = time.monotonic() + SLOTS_KNOWN_S
+        return self._slots
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: searches learn from trials that have ended."""
@@ -237,7 +248,7 @@ class _Numbered(_OfTheDriver, Searcher):  # type: ignore[misc]
         self._suggestions.tell(number, self._ledger.row(number))
 
 
-class _InOrderScheduler(_OfTheDriver, FIFOScheduler):  # type: ignore[misc]
+class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
     """Puts every result into the ledger, and stops the trials that it judges."""
 
     def __init__(self, ledger: Ledger, tell: Callable[[int], None]) -> None:
@@ -250,11 +261,17 @@ class _InOrderScheduler(_OfTheDriver, FIFOScheduler):  # type: ignore[misc]
         if "epoch" in result:
             self._ledger.add_row(number, result)
             self._tell(number)
+        if not self._ended(trial, result) and self._ledger.stopped(number):
+            return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, controller: Any, trial: RayTrial, result: dict[str, Any]) -> None:
+        self._ended(trial, result)  # a result that says "done" comes here alone
+
+    def _ended(self, trial: RayTrial, result: dict[str, Any]) -> bool:
         if result.get("ended"):
-            self._ledger.end(number, result.get("error"))
-        elif self._ledger.stopped(number):
-            return TrialScheduler.STOP
-        return TrialScheduler.CONTINUE
+            self._ledger.end(trial.config["number"], result.get("error"))
+        return bool(result.get("ended"))
 
     def choose_trial_to_run(self, controller: Any) -> RayTrial | None:
         # A trial that lost its process is put at the end; those behind it wait for it.
@@ -262,7 +279,7 @@ class _InOrderScheduler(_OfTheDriver, FIFOScheduler):  # type: ignore[misc]
         return min(pending, key=lambda each: each.config["number"], default=None)
 
 
-class _Bookkeeper(_OfTheDriver, tune.Callback):  # type: ignore[misc]
+class _Bookkeeper(_OfTheDriver, tune.Callback):
     """Tells of trials that begin and end, and tidies up behind them."""
 
     def __init__(
@@ -295,7 +312,7 @@ class _Bookkeeper(_OfTheDriver, tune.Callback):  # type: ignore[misc]
         self._tell(number)
 
 
-class _Until(_OfTheDriver, tune.Stopper):  # type: ignore[misc]
+class _Until(_OfTheDriver, tune.Stopper):
     """Ends the search when its time is over, or when it is told to."""
 
     def __init__(self, seconds: float | None) -> None:
@@ -384,6 +401,7 @@ def run_trials(
                 name=RAY_FOLDER,
                 storage_path=str(directory.path),
                 failure_config=tune.FailureConfig(max_failures=base.max_failures),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[_Bookkeeper(directory, ledger, tell)],
                 stop=until,
                 verbose=2 if config.train.verbose else 0,

@@ -1,0 +1,15 @@
+"""What a benchmark ran on."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from cifar_dist.launching import git_commit
+
+
+def machine() -> dict[str, Any]:
+    """Versions, hardware and commit."""
+    from cifar_dist.training.environment import environment
+
+    return {**environment(), "cores": os.cpu_count(), "git_commit": git_commit()}

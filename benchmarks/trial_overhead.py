@@ -1,0 +1,140 @@
+"""What a search costs beside its trials: 64 trials of one second on two slots.
+
+``python -m benchmarks.trial_overhead`` runs the project's search and Ray Tune bare, with fresh and
+with reused processes, in turn (A B C A B C ...), each on a Ray cluster of its own. A trial sleeps
+for a second and reports one result, so all else is overhead. Two figures of each:
+
+- trials: from the first trial's start to the last one's end, over the ideal (sum of work over
+  slots);
+- before: seconds from the call to the first trial's start, with Ray running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.machine import machine
+
+TRIALS, SLOTS, WORK_S = 64, 2, 1.0
+
+
+def one_second(folder: Path, number: int) -> None:
+    """A trial's work; leaves when it began and ended."""
+    began = time.time()
+    time.sleep(WORK_S)
+    (folder / f"{number}.json").write_text(json.dumps([began, time.time()]))
+
+
+def project(folder: Path) -> None:
+    """The project's search."""
+    from cifar_dist.cluster.tuner import TrialWork
+    from cifar_dist.runs import METRICS
+    from cifar_dist.tune import search
+    from cifar_dist.tune_config import make_tune_config
+
+    def training(work: TrialWork) -> None:
+        number = int(work.run.name.removeprefix("t"))
+        one_second(folder, number)
+        work.report({**dict.fromkeys(METRICS, 0.0), "epoch": 1, "val_accuracy": number / TRIALS})
+
+    settings = {
+        "dataset": "digits",
+        "num_samples": TRIALS,
+        "max_epochs": 1,
+        "storage_path": str(folder),
+        "name": "search",
+    }
+    searched = search(make_tune_config(settings), training=training)
+    assert list(searched.table["status"]) == ["completed"] * TRIALS
+
+
+def bare(reuse: bool) -> Callable[[Path], None]:
+    """Ray Tune as its documentation shows it, with or without reused processes."""
+
+    def run(folder: Path) -> None:
+        from ray import tune
+
+        def trial(config: dict[str, int]) -> None:
+            one_second(folder, config["number"])
+            tune.report({"val_accuracy": config["number"] / TRIALS})
+
+        tuner = tune.Tuner(
+            trial,
+            param_space={"number": tune.grid_search(list(range(TRIALS)))},
+            tune_config=tune.TuneConfig(
+                metric="val_accuracy", mode="max", reuse_actors=reuse, num_samples=1
+            ),
+            run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0),
+        )
+        assert not tuner.fit().errors
+
+    return run
+
+
+SUBJECTS: dict[str, Callable[[Path], None]] = {
+    "cifar_dist": project,
+    "Ray Tune": bare(reuse=False),
+    "Ray Tune, reuse_actors": bare(reuse=True),
+}
+
+
+def measure(run: Callable[[Path], None]) -> dict[str, float]:
+    """Run a subject once on a cluster of its own."""
+    import ray
+
+    ray.init(
+        address="local", num_cpus=SLOTS, include_dashboard=False, log_to_driver=False,
+        logging_level="ERROR",
+    )  # fmt: skip
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            called = time.time()
+            run(folder)
+            over = time.time()
+            spans = [json.loads((folder / f"{n}.json").read_text()) for n in range(TRIALS)]
+    finally:
+        ray.shutdown()
+    first, last = min(began for began, _ in spans), max(ended for _, ended in spans)
+    ideal = sum(ended - began for began, ended in spans) / SLOTS
+    return {
+        "trials_over_ideal": (last - first) / ideal,
+        "seconds_before": first - called,
+        "seconds_after": over - last,
+    }
+
+
+def main() -> None:
+    """Measure, print a table, and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("trial_overhead.json"))
+    options = parser.parse_args()
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in SUBJECTS}
+    for repeat in range(options.repeats):
+        for name, run in SUBJECTS.items():
+            found[name].append(measure(run))
+            print(f"{repeat + 1}/{options.repeats} {name}: {found[name][-1]}", flush=True)
+    about = {"trials": TRIALS, "slots": SLOTS, "work_s": WORK_S, "repeats": options.repeats}
+    options.out.write_text(json.dumps({**machine(), **about, "runs": found}, indent=2) + "\n")
+    print(f"\n| {TRIALS} trials of {WORK_S:g} s on {SLOTS} slots | trials / ideal | s before |")
+    print("|---|---|---|")
+    for name, runs in found.items():
+        cells = [
+            _cell([run[key] for run in runs]) for key in ("trials_over_ideal", "seconds_before")
+        ]
+        print(f"| {name} | {cells[0]} | {cells[1]} |")
+
+
+def _cell(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+if __name__ == "__main__":
+    main()
