@@ -8,18 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from cifar_dist.cli import parse_train
+from cifar_dist.cli import parse_train, parse_tune
 from cifar_dist.errors import UserError
 from cifar_dist.runs import RunDirectory
+from cifar_dist.search import SearchDirectory
 from tests.conftest import ROOT
 
 HELP = """
 import sys
 from cifar_dist.cli import run_command
 import runpy
-sys.argv = ["train", "--help"]
+command = sys.argv[1]
+sys.argv = [command, "--help"]
 try:
-    runpy.run_module("cifar_dist.train", run_name="__main__")
+    runpy.run_module(f"cifar_dist.{command}", run_name="__main__")
 except SystemExit as stop:
     assert stop.code == 0, stop.code
 loaded = {"torch", "ray", "lightning", "torchvision", "pandas"} & set(sys.modules)
@@ -27,19 +29,32 @@ assert not loaded, loaded
 """
 
 
-def test_help_loads_neither_torch_nor_ray() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("train", ["--num-workers", "--use-gpu", "--config", "--preset", "--weight-decay"]),
+        (
+            "tune",
+            ["--space", "--num-samples", "--max-epochs", "--grace-period", "--reduction-factor",
+             "--metric", "--search", "--scheduler", "--workers-per-trial", "--use-gpu",
+             "--gpus-per-trial", "--cpus-per-trial", "--max-concurrent", "--time-budget",
+             "--resume", "--weight-decay"],
+        ),
+    ],
+)  # fmt: skip
+def test_help_loads_neither_torch_nor_ray(command: str, flags: list[str]) -> None:
+    words = [sys.executable, "-c", HELP, command]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for flag in ("--num-workers", "--use-gpu", "--config", "--preset", "--weight-decay"):
+    for flag in flags:
         assert flag in done.stdout
 
 
-def test_help_takes_under_a_second() -> None:
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_help_takes_under_a_second(command: str) -> None:
     def once() -> float:
         began = time.monotonic()
-        words = [sys.executable, "-m", "cifar_dist.train", "--help"]
+        words = [sys.executable, "-m", f"cifar_dist.{command}", "--help"]
         subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
         return time.monotonic() - began
 
@@ -130,3 +145,38 @@ def test_flags_with_resume_are_checked_against_the_run_that_was_saved(
     assert parse_train([*resume, "--gpus-per-worker", "0.5"]).gpus_per_worker == 0.5
     with pytest.raises(UserError, match=r"--config my\.yaml: --resume keeps the settings"):
         parse_train([*resume, "--config", "my.yaml"])
+
+
+def test_a_typed_setting_is_fixed_and_a_files_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "best.yaml"
+    file.write_text(parse_train(["--dataset", "digits", "--lr", "0.01"]).to_yaml())
+    config = parse_tune(["--config", str(file), "--gamma=0.3", "--no-compile"])
+    assert (config.train.lr, config.train.gamma, config.train.max_epochs) == (0.01, 0.3, 30)
+    assert list(config.read_space().domains) == ["lr", "weight_decay", "step_size"]
+    assert parse_tune([]).train.max_epochs == 9
+
+
+def test_a_searchs_file_holds_settings_of_search_and_trials(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text("dataset: digits\nnum_samples: 3\npreset: cifar\n")
+    config = parse_tune(["--config", str(file), "--num-samples", "4"])
+    assert (config.num_samples, config.train.stem, config.train.dataset) == (4, "cifar", "digits")
+    file.write_text("num_sample: 3\n")
+    with pytest.raises(UserError, match=r"num_sample \(in .*\): did you mean num_samples"):
+        parse_tune(["--config", str(file)])
+
+
+def test_a_search_that_is_resumed_takes_its_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse_tune(["--name", "s", "--dataset", "digits", "--max-epochs", "3"])
+    SearchDirectory.create(config, config.read_space())
+    resumed = parse_tune(["--name", "s", "--resume", "--num-samples", "20", "--num-workers", "2"])
+    assert (resumed.train.max_epochs, resumed.num_samples, resumed.workers) == (3, 20, 2)
+    with pytest.raises(UserError, match=r"--config my\.yaml: --resume keeps the settings"):
+        parse_tune(["--name", "s", "--resume", "--config", "my.yaml"])
+    train = parse_train(["--name", "r"])
+    RunDirectory.create(train).write_config(train)
+    with pytest.raises(UserError, match="holds a run, not a search"):
+        parse_tune(["--name", "r", "--resume"])

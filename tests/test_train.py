@@ -58,16 +58,20 @@ def test_a_run_prints_what_matters_and_exits_0(tmp_path: Path) -> None:
 
 
 def test_the_main_job_learns_real_cifar10(tmp_path: Path, real_cifar10: Path) -> None:
-    # The whole three epochs take six minutes on two cores; the README shows that run. Twelve
-    # steps on 1,000-image batches of the real images must already beat guessing by far.
-    done = run_command(
-        tmp_path, "--data-dir", str(real_cifar10), "--num-workers", "2", "--max-epochs", "1",
-        "--batch-size", "1024", "--name", "real", "--lr", "0.002",
-    )  # fmt: skip
+    # The first 5,000 of the real images, as real files: the README shows a run on all of them,
+    # which takes six minutes on two cores. Seventy steps must already beat guessing by far.
+    import pyarrow.parquet as pq
+
+    (tmp_path / "data").mkdir()
+    for split, count in (("train", 5_000), ("test", 1_000)):
+        file = min(real_cifar10.glob(f"{split}*.parquet"))
+        pq.write_table(pq.read_table(file).slice(0, count), tmp_path / "data" / file.name)
+    words = ["--num-workers", "2", "--max-epochs", "2", "--data-dir", "data", "--name", "real"]
+    done = run_command(tmp_path, *words)
     assert (done.code, done.err) == (0, "")
-    assert "45,000 training, 5,000 validation, 10,000 test images" in done.out
+    assert "4,500 training, 500 validation, 1,000 test images" in done.out
     summary = json.loads((tmp_path / "runs" / "real" / "summary.json").read_text())
-    assert summary["test_accuracy"] > 0.3
+    assert summary["test_accuracy"] > 0.25
 
 
 WITHOUT_RAY = """

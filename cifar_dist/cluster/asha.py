@@ -7,7 +7,7 @@ number that reached the rung, and by its best value so far instead of its last. 
 
 - what is decided follows from the trials' results alone, not from which of two machines was
   faster or from a driver that was killed and went on;
-- the best trial of all is never one that was stopped.
+- no trial that was stopped is the best: at the rung, one that goes on was better.
 
 A decision that waits for a trial of lower number does not keep the trial from running on; what it
 ran beyond the rung where it turns out to be stopped does not count.

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -255,6 +256,7 @@ class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
         super().__init__()
         self._ledger = ledger
         self._tell = tell
+        self._placed: set[str] = set()
 
     def on_trial_result(self, controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         number = trial.config["number"]
@@ -273,10 +275,21 @@ class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
             self._ledger.end(trial.config["number"], result.get("error"))
         return bool(result.get("ended"))
 
+    def on_trial_error(self, controller: Any, trial: RayTrial) -> None:
+        self._placed.discard(trial.trial_id)  # one that is restarted waits for a place again
+
     def choose_trial_to_run(self, controller: Any) -> RayTrial | None:
-        # A trial that lost its process is put at the end; those behind it wait for it.
-        pending = [each for each in controller.get_trials() if each.status == RayTrial.PENDING]
-        return min(pending, key=lambda each: each.config["number"], default=None)
+        # Not the one at the front, as Tune does: where its process is still starting, Tune would
+        # give it a warm one, end the other, and start a further one for the trial behind it.
+        waiting = [
+            each
+            for each in controller.get_trials()
+            if each.status == RayTrial.PENDING and each.trial_id not in self._placed
+        ]
+        chosen = min(waiting, key=lambda each: each.config["number"], default=None)
+        if chosen is not None:
+            self._placed.add(chosen.trial_id)
+        return chosen
 
 
 class _Bookkeeper(_OfTheDriver, tune.Callback):
@@ -302,10 +315,13 @@ class _Bookkeeper(_OfTheDriver, tune.Callback):
         """A trial whose process died more often than it is restarted."""
         number = trial.config["number"]
         if not self._ledger.finished(number):
-            error = trial.get_error()
-            text = "killed" if error is None else in_one_line(error)
             run = self._directory.trial(number)
             run.path.mkdir(parents=True, exist_ok=True)
+            run.write_error(Path(trial.error_file).read_text())  # what Tune noted
+            text = (
+                f"its process died {trial.run_metadata.num_failures} times: killed, out of memory, "
+                "or its node was lost; see error.txt in its folder"
+            )
             run.write_summary(self._ledger.config.train.dataset, "failed", error=text)
             self._ledger.end(number, text)
         tidy(self._directory, self._ledger, number)

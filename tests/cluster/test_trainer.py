@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
+import time
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import ray
+from ray.util import placement_group_table
 
 import cifar_dist.cluster.trainer
 from cifar_dist.config import TrainConfig
+from cifar_dist.data.cache import prepare
+from cifar_dist.data.datamodule import ImageDataModule
+from cifar_dist.data.sources import find_source
 from cifar_dist.errors import UserError
 from cifar_dist.runs import RunDirectory
 from cifar_dist.train import Trained, train
+from cifar_dist.tune import search
+from cifar_dist.tune_config import make_tune_config
 from tests.cluster import workers
 from tests.training.test_fit import without_timing
 
@@ -102,38 +111,92 @@ def recorded(run: RunDirectory, world_size: int) -> dict[tuple, list[tuple]]:
     return images
 
 
-def test_every_world_size_sees_the_same_global_batches(tmp_path: Path, with_worker) -> None:
+def of_one_process(config: TrainConfig) -> dict[str, list[list[tuple]]]:
+    """Label and digest of each image by stage and batch, as one process without Ray has them."""
+    assert config.data_dir is not None
+    images = ImageDataModule(config, prepare("digits", find_source("digits", config.data_dir)))
+    loader = images.train_dataloader()
+    training = [
+        batch
+        for epoch in range(2)
+        for batch in dataclasses.replace(loader, epoch=lambda e=epoch: e)
+    ]
+    stages = {
+        "train": training,
+        "validate": list(images.val_dataloader()),
+        "test": list(images.test_dataloader()),
+    }
+    return {
+        stage: [
+            [
+                (int(label), hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest())
+                for image, label in zip(ready.images, ready.labels, strict=True)
+            ]
+            for ready in map(images.ready, batches)
+        ]
+        for stage, batches in stages.items()
+    }
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_every_world_size_sees_the_same_global_batches(
+    tmp_path: Path, with_worker, world_size: int
+) -> None:
     with_worker(workers.recording_worker)
-    training, evaluated = {}, {}
-    for world_size in (1, 2, 3):
-        trained = train_small(
-            tmp_path, f"of-{world_size}", num_workers=world_size, cutout=8, batch_size=256
-        )
-        images = recorded(trained.run, world_size)
-        training[world_size] = {
-            key: hashlib.sha256(repr(seen).encode()).hexdigest()
-            for key, seen in images.items()
-            if key[0] == "train"
-        }
-        for stage, count in (("validate", 150), ("test", 297)):
-            # 297 images divide by 3 workers and not by 2; both batches of 256 and 41 by neither.
-            epochs = {epoch for s, epoch, _ in images if s == stage}
-            for epoch in epochs:
-                counted = [
-                    image
-                    for (s, e, _), seen in images.items()
-                    for image in seen
-                    if (s, e) == (stage, epoch) and image[0] >= 0
-                ]
-                assert len(counted) == count
-                evaluated.setdefault(stage, sorted(counted))
-                assert sorted(counted) == evaluated[stage]
-        assert trained.outcome.test_images == 297
-        assert [row["samples"] for row in trained.run.read_metrics()] == [1_350, 2_700]
-        assert [row["world_size"] for row in trained.run.read_metrics()] == [world_size] * 2
-    assert len(training[1]) == len(set(training[1].values())) == 2 * 6
-    assert training[2] == training[1]
-    assert training[3] == training[1]
+    settings = {"num_workers": world_size, "cutout": 8, "batch_size": 256}
+    trained = train_small(tmp_path, "recorded", **settings)
+    expected = of_one_process(TrainConfig(**{**SMALL, **settings}))
+    images = recorded(trained.run, world_size)
+    training = {key: seen for key, seen in images.items() if key[0] == "train"}
+    assert [training[key] for key in sorted(training)] == expected["train"]
+    assert len(expected["train"]) == len({repr(batch) for batch in expected["train"]}) == 2 * 6
+    for stage, count in (("validate", 150), ("test", 297)):
+        # 297 images divide by 3 workers and not by 2; both batches of 256 and 41 by neither.
+        once = sorted(image for batch in expected[stage] for image in batch)
+        assert len(once) == count
+        for epoch in {epoch for each, epoch, _ in images if each == stage}:
+            counted = sorted(
+                image
+                for (s, e, _), seen in images.items()
+                for image in seen
+                if (s, e) == (stage, epoch) and image[0] >= 0
+            )
+            assert counted == once
+    assert trained.outcome.test_images == 297
+    assert [row["samples"] for row in trained.run.read_metrics()] == [1_350, 2_700]
+    assert [row["world_size"] for row in trained.run.read_metrics()] == [world_size] * 2
+
+
+def test_a_trial_of_several_workers_gives_the_bits_of_train(
+    undisturbed: Trained, tmp_path: Path
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("lr: {grid: [0.001, 0.5]}\n")
+    settings = {key: value for key, value in SMALL.items() if key != "num_workers"}
+    config = make_tune_config(
+        {**settings, "space": str(space), "search": "grid", "workers_per_trial": 2,
+         "storage_path": str(tmp_path), "name": "search"}
+    )  # fmt: skip
+    searched = search(config)
+    assert list(searched.table["status"]) == ["completed", "stopped"]
+    trial = searched.directory.trial(0)
+    assert without_timing(trial) == without_timing(undisturbed.run)
+    assert trial.read_summary()["weights_sha256"] == undisturbed.outcome.weights_sha256
+    assert searched.directory.trial(1).read_summary()["status"] == "stopped"
+    deadline = time.monotonic() + 30
+    while _left_over() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert _left_over() == []
+
+
+def _left_over() -> list[str]:
+    """Placement groups and actors that are still there."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    groups = [
+        each["name"] for each in placement_group_table().values() if each["state"] != "REMOVED"
+    ]
+    busy = 4 - ray.available_resources().get("CPU", 0)
+    return [*map(str, actors), *groups, *(["CPUs"] if busy else [])]
 
 
 def test_what_a_worker_finds_wrong_with_the_data_is_the_users_to_mend(

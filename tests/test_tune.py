@@ -1,0 +1,189 @@
+"""``python -m cifar_dist.tune`` as a user types it: output, files, exit codes, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cifar_dist.runs import RunDirectory
+from tests.conftest import ROOT, Finished, run_command
+from tests.test_train import one_line
+from tests.training.test_fit import without_timing
+
+TUNE = "cifar_dist.tune"
+
+
+def test_the_best_trials_settings_train_to_its_accuracy(tmp_path: Path) -> None:
+    done = run_command(
+        tmp_path, "--dataset", "digits", "--num-samples", "4", "--max-epochs", "2", "--name", "s",
+        module=TUNE,
+    )  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert len(lines) < 30
+    search = tmp_path / "runs" / "s"
+    table = pd.read_csv(search / "trials.csv")
+    assert "stopped" in set(table["status"])
+    assert sum(line.startswith("t000") for line in lines) == 4
+    summary = json.loads((search / "summary.json").read_text())
+    assert f"{summary['epochs_run']} of 8 epochs run" in done.out
+    assert lines[-1] == f"next: python -m cifar_dist.train --config {Path('runs/s/best.yaml')}"
+    trained = run_command(tmp_path, "--config", "runs/s/best.yaml", "--name", "best")
+    assert (trained.code, trained.err) == (0, "")
+    best = table[table["trial_id"] == summary["best_trial"]].iloc[0]
+    run = RunDirectory.at(str(tmp_path / "runs"), "best")
+    assert run.read_summary()["val_accuracy"] == best["val_accuracy"]
+    trial = RunDirectory(search / "trials" / best["trial_id"])
+    assert without_timing(run) == without_timing(trial)
+    # A trial leaves the test images alone, and keeps no checkpoints when it is over.
+    assert trial.read_summary()["test_accuracy"] is None
+    assert trial.read_summary()["weights_sha256"] == run.read_summary()["weights_sha256"]
+    assert not trial.checkpoints.exists()
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--space", "adamw"], "unknown space adamw (--space): did you mean adamw_steplr?"),
+        (["--space", "none.yaml"], "--space none.yaml: cannot be read"),
+        (["--metric", "accuracy"], "--metric"),
+        (["--time-budget", "soon"], "--time-budget soon: must be seconds above 0"),
+        (["--num-samples", "0"], "--num-samples 0: must be from 1"),
+        (["--grace-period", "20"], "--grace-period 20: is above --max-epochs 9"),
+        (["--num-sample", "3"], "unknown flag --num-sample: did you mean --num-samples?"),
+        (["--search", "grid"], "--search grid: lr (in "),
+        (["--lr", "1", "--weight-decay", "0", "--step-size", "1", "--gamma", "1"], "nothing is l"),
+        (["--resume", "--name", "none"], "there is no search in"),
+        (["--storage-path", "/proc/runs"], "--storage-path /proc/runs: cannot be written"),
+        (["--weights", "missing.safetensors"], "--weights /"),
+    ],
+)
+def test_bad_usage_is_refused_in_one_line(tmp_path: Path, words: list[str], said: str) -> None:
+    assert said in one_line(run_command(tmp_path, "--dataset", "digits", *words, module=TUNE))
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lrr: {uniform: [0.1, 1]}", "unknown setting lrr (in my.yaml): did you mean lr?"),
+        ("lr: {uniform: [1, 0.1]}", "lr: uniform [1, 0.1] (in my.yaml): must be"),
+        ("batch_size: {choice: [1]}", "--batch-size 1: must be 2 or more"),
+        ("lr: [", "--space my.yaml: is not YAML"),
+    ],
+)
+def test_a_bad_space_is_refused_with_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "my.yaml").write_text(text)
+    words = ["--dataset", "digits", "--space", "my.yaml"]
+    found = one_line(run_command(tmp_path, *words, module=TUNE))
+    assert said in found
+    assert "my.yaml" in found
+    assert not (tmp_path / "runs").exists()
+
+
+def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    words = ["--dataset", "digits", "--use-gpu", "--gpus-per-trial", "0.5"]
+    said = one_line(run_command(tmp_path, *words, module=TUNE))
+    assert re.search(r"needs 1 x \(1 CPU, 0.5 GPU\), and the cluster has \d+ CPU, 0 GPU", said)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+# --- kills -----------------------------------------------------------------------------------
+
+SEARCH = """
+from cifar_dist.cli import parse_tune, run_command
+from cifar_dist.tune import search
+from tests.cluster import trials
+
+run_command(lambda words: search(parse_tune(words), training=trials.uneven_curve))
+"""
+WORDS = (
+    "--dataset", "digits", "--num-samples", "10", "--max-epochs", "6", "--max-concurrent", "2",
+    "--name", "s",
+)  # fmt: skip
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """Start a search whose trials only report, as a command."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SEARCH, *WORDS, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Finished:
+    out, err = process.communicate(timeout=120)
+    return Finished(process.returncode, out, err, 0.0)
+
+
+def wait_for_trials(folder: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("runs/s/trials/*/metrics.csv")):
+        assert time.monotonic() < deadline, "no trial began"
+        time.sleep(0.05)
+
+
+def results(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "runs" / "s" / "trials.csv").drop(columns=["seconds"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert finish(start(folder)).code == 0
+    return results(folder)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_killed_driver_goes_on_to_the_same_table(
+    tmp_path: Path, undisturbed: pd.DataFrame, seed: int
+) -> None:
+    killed = start(tmp_path)
+    wait_for_trials(tmp_path)
+    time.sleep(random.Random(seed).uniform(0, 3))
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    rows_before = {
+        folder.name: len(RunDirectory(folder).read_metrics())
+        for folder in (tmp_path / "runs" / "s" / "trials").iterdir()
+    }
+    assert not (tmp_path / "runs" / "s" / "summary.json").exists()
+    went_on = finish(start(tmp_path, "--resume"))
+    assert (went_on.code, went_on.err) == (0, "")
+    pd.testing.assert_frame_equal(results(tmp_path), undisturbed)
+    assert results(tmp_path)["trial_id"].is_unique
+    assert sum(rows_before.values()) > 0
+
+
+def test_an_interrupted_search_says_how_to_go_on(tmp_path: Path, undisturbed: pd.DataFrame) -> None:
+    interrupted = start(tmp_path)
+    wait_for_trials(tmp_path)
+    interrupted.send_signal(signal.SIGINT)
+    done = finish(interrupted)
+    assert done.code == 130
+    assert done.err == ("interrupted; to go on: python -m cifar_dist.tune --name s --resume\n")
+    summary = json.loads((tmp_path / "runs" / "s" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert finish(start(tmp_path, "--resume")).code == 0
+    pd.testing.assert_frame_equal(results(tmp_path), undisturbed)
