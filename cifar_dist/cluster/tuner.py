@@ -161,15 +161,18 @@ class SeveralWorkers(tune.Trainable):
         self._told = 0
         self._mailbox = make_mailbox(wait=True)
 
-        def train(work: TrialWork) -> Outcome | None:
+        def train(work: TrialWork) -> Outcome:
             def listen(event: Event) -> None:
                 if event["kind"] == "epoch":
                     work.report({name: event[name] for name in METRICS})
 
-            return train_on_ray(
+            outcome = train_on_ray(
                 work.config, work.run, work.dataset_fingerprint, work.launched, listen,
                 mailbox=self._mailbox,
             )  # fmt: skip
+            if outcome is None:
+                raise SystemExit("stopped by the scheduler")  # as Tune ends a function's thread
+            return outcome
 
         work = plan.work(config, report=self._rows.put)
         self._running = InThread(lambda: ended(work, train))
