@@ -57,7 +57,10 @@ def test_the_best_trials_settings_train_to_its_accuracy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--space", "adamw"], "unknown space adamw (--space): did you mean adamw_steplr?"),
+        (
+            ["--space", "adamw_step"],
+            "unknown space adamw_step (--space): did you mean adamw_steplr?",
+        ),
         (["--space", "none.yaml"], "--space none.yaml: cannot be read"),
         (["--metric", "accuracy"], "--metric"),
         (["--time-budget", "soon"], "--time-budget soon: must be seconds above 0"),

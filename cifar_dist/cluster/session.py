@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray._private import auto_init_hook
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
@@ -60,6 +61,9 @@ def session(verbose: bool = False) -> Iterator[str]:
         nodes = len(_nodes())
         yield f"Ray, {nodes} node{'s' * (nodes > 1)}"
     finally:
+        # Where an interruption left a thread of Ray's behind, its next call to Ray would start a
+        # cluster of its own. (Set as RAY_ENABLE_AUTO_CONNECT=0 would, had Ray not been imported.)
+        auto_init_hook.enable_auto_connect = False
         ray.shutdown()
 
 
