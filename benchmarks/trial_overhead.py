@@ -33,7 +33,7 @@ def one_second(folder: Path, number: int) -> None:
 
 def project(folder: Path) -> None:
     """The project's search."""
-    from cifar_dist.cluster.tuner import TrialWork
+    from cifar_dist.cluster.trials import TrialWork
     from cifar_dist.runs import METRICS
     from cifar_dist.tune import search
     from cifar_dist.tune_config import make_tune_config

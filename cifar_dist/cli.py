@@ -49,20 +49,9 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
         SystemExit: after ``--help``.
     """
     early = _before_the_rest(words)
-    if early.resume:
-        storage_path, name = _resumed(early)
-        saved = RunDirectory.at(storage_path, name).read_config()
-        settings = {**TrainConfig.reopened(saved.to_dict()), "storage_path": storage_path}
-    else:
-        settings = {}
-        if early.config is not None:
-            settings = _from_file(early, make_config)
-        if early.preset is not None:
-            settings["preset"] = early.preset
-        settings = TrainConfig.reopened(with_preset(settings))
-    defaults = _Train(settings=TrainConfig.unsettled(settings))
-    parsed = _parse(words, defaults, "train", setting_names())
-    return parsed.settings
+    settings = _under_the_flags(early, RunDirectory.at, make_config)
+    defaults = TrainConfig.unsettled(TrainConfig.reopened(with_preset(settings)))
+    return _parse(words, _Train(settings=defaults), "train", setting_names()).settings
 
 
 def parse_tune(words: Sequence[str]) -> TuneConfig:
@@ -75,24 +64,30 @@ def parse_tune(words: Sequence[str]) -> TuneConfig:
         SystemExit: after ``--help``.
     """
     early = _before_the_rest(words)
-    if early.resume:
-        storage_path, name = _resumed(early)
-        saved = SearchDirectory.at(storage_path, name).read_config()
-        settings = {**TuneConfig.reopened(saved.to_dict()), "storage_path": storage_path}
-    else:
-        settings = {}
-        if early.config is not None:
-            settings = _from_file(early, make_tune_config)
-        if early.preset is not None:
-            settings["preset"] = early.preset
-        own, of_trials = split_settings(settings)
-        settings = TuneConfig.reopened({**own, **of_trials})
-    own_defaults = TuneConfig.unsettled(settings)
+    settings = _under_the_flags(early, SearchDirectory.at, make_tune_config)
+    own, of_trials = split_settings(settings)
+    defaults = TuneConfig.unsettled(TuneConfig.reopened({**own, **of_trials}))
     names = [*tune_setting_names(), *setting_names()]
-    parsed = _parse(words, _Tune(settings=own_defaults), "tune", names)
+    parsed = _parse(words, _Tune(settings=defaults), "tune", names)
     typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words}
     fixed = tuple(name for name in setting_names() if typed & {name, f"no_{name}"})
     return dataclasses.replace(parsed.settings, fixed=fixed)
+
+
+def _under_the_flags(
+    early: argparse.Namespace,
+    at: Callable[[str, str], RunDirectory | SearchDirectory],
+    make: Callable[[Mapping[str, Any], str], object],
+) -> dict[str, Any]:
+    """The settings that flags lie over: of what is resumed, else of file and preset."""
+    if early.resume:
+        storage_path, name = _resumed(early)
+        saved = at(storage_path, name).read_config()
+        return {**saved.to_dict(), "storage_path": storage_path}
+    settings = {} if early.config is None else _from_file(early, make)
+    if early.preset is not None:
+        settings["preset"] = early.preset
+    return settings
 
 
 def _resumed(early: argparse.Namespace) -> tuple[str, str]:

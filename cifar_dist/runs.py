@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cifar_dist.config import (
     MAY_CHANGE_ON_RESUME,
@@ -104,15 +104,51 @@ def new_folder(storage_path: str, name: str | None, stem: str) -> Path:
 
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """A run's directory, ``<storage-path>/<name>/``."""
+class Directory:
+    """What a run's directory and a search's have in common: ``<storage-path>/<name>/``."""
 
     path: Path
 
     @classmethod
-    def at(cls, storage_path: str, name: str) -> RunDirectory:
-        """The directory of a run, there or not; absolute, since workers change directory."""
+    def at(cls, storage_path: str, name: str) -> Self:
+        """The directory, there or not; absolute, since workers change directory."""
         return cls(Path(storage_path).expanduser().absolute() / name)
+
+    @property
+    def name(self) -> str:
+        """The name of the run or search."""
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        """``config.yaml``: every setting."""
+        return self.path / "config.yaml"
+
+    @property
+    def summary_file(self) -> Path:
+        """``summary.json``: how it ended."""
+        return self.path / "summary.json"
+
+    def read_summary(self) -> dict[str, Any]:
+        """What ``summary.json`` says; empty before a first command has ended."""
+        if not self.summary_file.is_file():
+            return {}
+        found: dict[str, Any] = json.loads(self.summary_file.read_text())
+        return found
+
+    def check_writable(self) -> None:
+        """See that what is there can be gone on with.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"--storage-path {self.path.parent}: cannot be written")
+
+
+@dataclass(frozen=True)
+class RunDirectory(Directory):
+    """A run's directory."""
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunDirectory:
@@ -153,8 +189,7 @@ class RunDirectory:
                 f"--max-epochs {config.max_epochs}: the run has done {newest} epochs already; "
                 "give it more"
             )
-        if not os.access(run.path, os.W_OK):
-            raise UserError(f"--storage-path {config.storage_path}: cannot be written")
+        run.check_writable()
         return run
 
     def begin(self, config: TrainConfig) -> None:
@@ -171,24 +206,9 @@ class RunDirectory:
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.path.name
-
-    @property
-    def config_file(self) -> Path:
-        """``config.yaml``: every setting."""
-        return self.path / "config.yaml"
-
-    @property
     def metrics_file(self) -> Path:
         """``metrics.csv``: a row an epoch."""
         return self.path / "metrics.csv"
-
-    @property
-    def summary_file(self) -> Path:
-        """``summary.json``: how it ended."""
-        return self.path / "summary.json"
 
     @property
     def environment_file(self) -> Path:
@@ -267,13 +287,6 @@ class RunDirectory:
                 {name: (int if name in whole else float)(text) for name, text in row.items()}
                 for row in csv.DictReader(file)
             ]
-
-    def read_summary(self) -> dict[str, Any]:
-        """What ``summary.json`` says; empty before a first command has ended."""
-        if not self.summary_file.is_file():
-            return {}
-        found: dict[str, Any] = json.loads(self.summary_file.read_text())
-        return found
 
     def started_with_fingerprint(self) -> str | None:
         """The fingerprint of the data set that the run was started with, if it got so far."""

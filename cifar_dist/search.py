@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cifar_dist.config import TrainConfig, read_settings
 from cifar_dist.errors import UserError
-from cifar_dist.runs import RunDirectory, as_json, new_folder, write_atomically
+from cifar_dist.runs import Directory, RunDirectory, as_json, new_folder, write_atomically
 from cifar_dist.spaces import Space, read_space
 from cifar_dist.tune_config import TuneConfig, check_same_search, make_tune_config
 
@@ -22,16 +19,8 @@ def trial_id(number: int) -> str:
     return f"t{number:04d}"
 
 
-@dataclass(frozen=True)
-class SearchDirectory:
-    """A search's directory, ``<storage-path>/<name>/``."""
-
-    path: Path
-
-    @classmethod
-    def at(cls, storage_path: str, name: str) -> SearchDirectory:
-        """The directory of a search, there or not; absolute."""
-        return cls(Path(storage_path).expanduser().absolute() / name)
+class SearchDirectory(Directory):
+    """A search's directory; ``config.yaml`` holds the settings of search and trials."""
 
     @classmethod
     def create(cls, config: TuneConfig, space: Space) -> SearchDirectory:
@@ -59,24 +48,13 @@ class SearchDirectory:
         assert config.train.name is not None  # checked when the config was made
         found = cls.at(config.train.storage_path, config.train.name)
         check_same_search(found.read_config(), config)
-        if not os.access(found.path, os.W_OK):
-            raise UserError(f"--storage-path {config.train.storage_path}: cannot be written")
+        found.check_writable()
         return found
 
     def discard(self) -> None:
         """Delete the directory of a search that never began, so that its name is free again."""
         if not self.trials_folder.exists():
             shutil.rmtree(self.path, ignore_errors=True)
-
-    @property
-    def name(self) -> str:
-        """The search's name."""
-        return self.path.name
-
-    @property
-    def config_file(self) -> Path:
-        """``config.yaml``: every setting of the search and of its trials."""
-        return self.path / "config.yaml"
 
     @property
     def space_file(self) -> Path:
@@ -102,11 +80,6 @@ class SearchDirectory:
     def best_file(self) -> Path:
         """``best.yaml``: the best trial's settings, for ``train --config``."""
         return self.path / "best.yaml"
-
-    @property
-    def summary_file(self) -> Path:
-        """``summary.json``: how it ended."""
-        return self.path / "summary.json"
 
     @property
     def trials_folder(self) -> Path:
@@ -156,10 +129,3 @@ class SearchDirectory:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``."""
         write_atomically(self.summary_file, as_json(summary))
-
-    def read_summary(self) -> dict[str, Any]:
-        """What ``summary.json`` says; empty before a first command has ended."""
-        if not self.summary_file.is_file():
-            return {}
-        found: dict[str, Any] = json.loads(self.summary_file.read_text())
-        return found

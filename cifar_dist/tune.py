@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from cifar_dist.cluster.ledger import Ledger
     from cifar_dist.cluster.suggestions import Suggestions
-    from cifar_dist.cluster.tuner import Training
+    from cifar_dist.cluster.trials import Training
     from cifar_dist.data.cache import CachedDataset
 
 COMMAND = "python -m cifar_dist.tune"
@@ -192,7 +192,8 @@ def _run(
     with session(config.train.verbose) as where:
         check_resources(base, TUNE_FLAGS)
         # Behind the check, since it loads Ray Tune: what is refused is refused seconds earlier.
-        from cifar_dist.cluster.tuner import run_trials, slots, tidy, train_here
+        from cifar_dist.cluster.trials import train_here
+        from cifar_dist.cluster.tuner import run_trials, slots, tidy
 
         dataset = prepare(base.dataset, source)
         for trial in _configs(config, ledger):

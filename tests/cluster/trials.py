@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from cifar_dist.cluster.tuner import TrialWork
+from cifar_dist.cluster.trials import TrialWork
 from cifar_dist.data.philox import Stream, random_words
 from cifar_dist.errors import Diverged
 from cifar_dist.runs import METRICS

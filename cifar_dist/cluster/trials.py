@@ -1,0 +1,174 @@
+"""What happens in a trial's process: it trains there, or looks after a Ray Train run.
+
+At import this loads neither torch nor Lightning: a trial does when it trains.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from cifar_dist.cluster.threads import InThread
+from cifar_dist.config import TrainConfig
+from cifar_dist.errors import RunFailed, UserError
+from cifar_dist.events import Event
+from cifar_dist.runs import METRICS, Outcome, RunDirectory
+from cifar_dist.search import SearchDirectory
+
+POLL_S = 0.1
+STOP_TIMEOUT_S = 60
+"""How long a trial that is stopped may take to end by itself."""
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrialWork:
+    """All that a trial's training needs to know."""
+
+    config: TrainConfig
+    run: RunDirectory
+    dataset_fingerprint: str
+    launched: Mapping[str, Any]
+    report: Report
+    """To be called with each epoch's row; it returns when the trial may go on, and does not where
+    it is stopped."""
+
+
+Training = Callable[[TrialWork], Outcome | None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all trials of a search share."""
+
+    directory: SearchDirectory
+    base: TrainConfig
+    configured: Callable[[TrainConfig, Mapping[str, Any]], TrainConfig]
+    dataset_fingerprint: str
+    launched: Mapping[str, Any]
+    training: Training
+
+    def work(self, told: Mapping[str, Any], report: Report) -> TrialWork:
+        """A trial's, by what Ray Tune was told of it."""
+        config = self.configured(self.base, told["drawn"])
+        run = self.directory.trial(told["number"])
+        return TrialWork(config, run, self.dataset_fingerprint, self.launched, report)
+
+
+def train_here(work: TrialWork) -> Outcome:
+    """Train in this process, as the only worker."""
+    from cifar_dist.data.cache import prepare_same
+    from cifar_dist.training.fit import fit
+
+    config = work.config
+    assert config.data_dir is not None  # settled when the config was made
+    gc.collect()  # the network and optimizer of the trial before, which refer to each other
+    dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
+    return fit(config, work.run, dataset, launched=work.launched, report=work.report, test=False)
+
+
+def ended(work: TrialWork, training: Training) -> dict[str, Any]:
+    """Train a trial to its end, and say how it ended: ``ended`` and, of a failed one, ``error``.
+
+    What a training raises is the trial's end, and on disk: the search goes on, and a search that
+    is resumed does not run it again.
+    """
+    run, dataset = work.run, work.config.dataset
+    before = run.read_summary()
+    if before.get("status") in ("completed", "failed"):
+        return {"ended": True, "error": before.get("error")}
+    began = time.monotonic()
+    run.begin(work.config)
+    try:
+        outcome = training(work)
+    except Exception as error:
+        run.write_error(traceback.format_exc())
+        text = in_one_line(error)
+        seconds = time.monotonic() - began
+        run.write_summary(dataset, "failed", seconds=seconds, error=text)
+        return {"ended": True, "error": text}
+    run.write_summary(dataset, "completed", outcome, seconds=time.monotonic() - began)
+    return {"ended": True, "error": None}
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception's type and message, for a cell of the table."""
+    name = "" if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: "
+    # A worker's traceback: what it raised is its last line.
+    message = (str(error).strip().splitlines() or [""])[-1 if isinstance(error, RunFailed) else 0]
+    return f"{name}{message}".strip(": ")[:500]
+
+
+def one_worker(told: dict[str, Any], plan: Plan) -> None:
+    """Ray Tune's function for a trial that trains in the trial's own process.
+
+    The process stays for the trials after it, with all that it has loaded.
+    """
+    # Ray gives up on a process whose last trial is not over so quickly, and on its next trial.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_TIMEOUT_S)
+    work = plan.work(told, report=tune.report)
+    end = ended(work, plan.training)
+    tune.report(end)
+    if end["error"] is not None and work.config.use_gpu:
+        # An error on a GPU may have left the process of no more use. This one goes, and Tune,
+        # calling the trial again in another, finds it over.
+        raise RunFailed(end["error"])
+
+
+class SeveralWorkers(tune.Trainable):
+    """Ray Tune's class for a trial whose workers are a Ray Train run of their own."""
+
+    def setup(self, config: dict[str, Any], plan: Plan) -> None:
+        from cifar_dist.cluster.trainer import make_mailbox, train_on_ray
+
+        self._rows: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._told = 0
+        self._mailbox = make_mailbox(wait=True)
+
+        def train(work: TrialWork) -> Outcome:
+            def listen(event: Event) -> None:
+                if event["kind"] == "epoch":
+                    work.report({name: event[name] for name in METRICS})
+
+            outcome = train_on_ray(
+                work.config, work.run, work.dataset_fingerprint, work.launched, listen,
+                mailbox=self._mailbox,
+            )  # fmt: skip
+            if outcome is None:
+                raise SystemExit("stopped by the scheduler")  # as Tune ends a function's thread
+            return outcome
+
+        work = plan.work(config, report=self._rows.put)
+        self._running = InThread(lambda: ended(work, train))
+
+    def step(self) -> dict[str, Any]:
+        if self._told:
+            ray.get(self._mailbox.go_on.remote(self._told))
+        while True:
+            alive = self._running.alive
+            try:
+                row = self._rows.get(timeout=POLL_S)
+            except queue.Empty:
+                if alive:
+                    continue
+                if self._running.error is not None:
+                    raise self._running.error from None
+                return {**self._running.result, "done": True}
+            if row["epoch"] > self._told:  # else told before workers were restarted
+                self._told = row["epoch"]
+                return row
+
+    def cleanup(self) -> None:
+        # By itself, and not by the death of this process: so the run gives its resources back.
+        ray.get(self._mailbox.go_on.remote(0, stop=True))
+        self._running.join(STOP_TIMEOUT_S)
