@@ -6,12 +6,14 @@ for a second and reports one result, so all else is overhead. Two figures of eac
 
 - trials: from the first trial's start to the last one's end, over the ideal (sum of work over
   slots);
-- before: seconds from the call to the first trial's start, with Ray running.
+- before: seconds from the call to the first trial's start, with Ray running and the libraries
+  loaded in the driver.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import tempfile
@@ -116,6 +118,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("trial_overhead.json"))
     options = parser.parse_args()
+    # What the first of them would load for the others: a driver's imports count for none.
+    importlib.import_module("ray.tune")
+    importlib.import_module("cifar_dist.cluster.tuner")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in SUBJECTS}
     for repeat in range(options.repeats):
         for name, run in SUBJECTS.items():
