@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -190,13 +191,30 @@ def test_a_trial_of_several_workers_gives_the_bits_of_train(
 
 
 def _left_over() -> list[str]:
-    """Placement groups and actors that are still there."""
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    groups = [
-        each["name"] for each in placement_group_table().values() if each["state"] != "REMOVED"
-    ]
-    busy = 4 - ray.available_resources().get("CPU", 0)
-    return [*map(str, actors), *groups, *(["CPUs"] if busy else [])]
+    """Placement groups, reserved CPUs and processes of Ray Train that are still there."""
+    table = placement_group_table()
+    groups = [name for name, group in table.items() if group["state"] != "REMOVED"]
+    busy = ["CPUs"] if ray.available_resources().get("CPU") != 4 else []
+    titles = [title for title in _titles_of_descendants() if "ray::" in title]
+    train = ("TrainController", "RayTrainWorker", "PlacementGroupCleaner", "SeveralWorkers")
+    return [*groups, *busy, *(title for title in titles if any(name in title for name in train))]
+
+
+def _titles_of_descendants() -> list[str]:
+    """What the processes that this one has started, and theirs, are called."""
+    titles, parents = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            titles[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
+            parents[int(folder.name)] = int(
+                (folder / "stat").read_text().rsplit(")")[-1].split()[1]
+            )
+        except OSError:
+            continue  # it ended meanwhile
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return [titles[pid] for pid in found]
 
 
 def test_what_a_worker_finds_wrong_with_the_data_is_the_users_to_mend(
