@@ -74,12 +74,6 @@ def test_a_run_of_two_workers_is_complete(undisturbed: Trained) -> None:
     }
 
 
-def test_train_rerun_gives_the_same_bits(undisturbed: Trained, tmp_path: Path) -> None:
-    again = train_small(tmp_path, "again")
-    assert without_timing(again.run) == without_timing(undisturbed.run)
-    assert again.outcome.weights_sha256 == undisturbed.outcome.weights_sha256
-
-
 def test_train_resume_gives_the_same_bits(undisturbed: Trained, tmp_path: Path) -> None:
     train_small(tmp_path, "short", max_epochs=1)
     longer = train_small(tmp_path, "short", resume=True)
@@ -168,7 +162,7 @@ def test_every_world_size_sees_the_same_global_batches(
     assert [row["world_size"] for row in trained.run.read_metrics()] == [world_size] * 2
 
 
-def test_a_trial_of_several_workers_gives_the_bits_of_train(
+def test_a_rerun_as_a_trial_of_several_workers_gives_the_same_bits(
     undisturbed: Trained, tmp_path: Path
 ) -> None:
     space = tmp_path / "space.yaml"
