@@ -110,7 +110,7 @@ class TuneConfig:
             raise UserError("--gpus-per-trial 0: contradicts --use-gpu; leave one of them out")
         if self.gpus_per_trial and not self.train.use_gpu:
             raise UserError(f"--gpus-per-trial {self.gpus_per_trial:g}: add --use-gpu")
-        self.trial_base  # noqa: B018  what each worker gets is checked by making it
+        _ = self.trial_base  # what each worker gets is checked by making it
 
     def _settle(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
