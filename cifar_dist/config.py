@@ -92,14 +92,19 @@ class TrainConfig:
     """Seed of everything random; each rank seeds its own generators with seed + rank."""
     deterministic: bool = True
     """Deterministic algorithms: the same bits on the same hardware."""
+    sync_batchnorm: bool = False
+    """Batch normalisation over the whole global batch, so that the loss does not depend on the
+    number of workers."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """When a step's loss is not finite: stop the run, or skip that update and go on."""
     storage_path: str = "runs"
     """Folder that run directories are made in; on a cluster one that all nodes share."""
     name: str | None = None
     """Name of the run's directory (default: made from dataset and time)."""
     resume: bool = False
     """Go on with the run of that --name, with the settings that it was started with."""
-    checkpoint_every: int = 1
-    """Epochs between two checkpoints."""
+    checkpoint_every: int | str = 1
+    """Epochs between two checkpoints, or steps, e.g. 200s."""
     max_failures: int = 3
     """Restarts before the run fails."""
     verbose: bool = False
@@ -170,6 +175,23 @@ class TrainConfig:
         """Whether the number of workers may change while the run lasts."""
         return ":" in str(self.num_workers)
 
+    @property
+    def checkpoint_epochs(self) -> int | None:
+        """Epochs between two checkpoints; None where steps are counted."""
+        every = str(self.checkpoint_every)
+        return None if every.endswith("s") else int(every)
+
+    @property
+    def checkpoint_steps(self) -> int | None:
+        """Optimizer steps between two checkpoints; None where epochs are counted."""
+        every = str(self.checkpoint_every)
+        return int(every[:-1]) if every.endswith("s") else None
+
+    def computes(self) -> dict[str, Any]:
+        """The settings, by name, that decide what the run computes; all others say where and how
+        long it runs."""
+        return {k: v for k, v in self.to_dict().items() if k not in MAY_CHANGE_ON_RESUME}
+
     def to_dict(self) -> dict[str, Any]:
         """Every setting by name, as plain values that YAML and JSON hold."""
         return dataclasses.asdict(self)
@@ -218,6 +240,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "resume",
         "checkpoint_every",
         "max_failures",
+        "on_nonfinite",
         "verbose",
     }
 )
@@ -360,7 +383,11 @@ _RANGES: Ranges = [
     ("image_size", lambda v: 8 <= v <= 1024, "8 to 1024 pixels, e.g. 32"),
     # NumPy's generators take 32 bits, and ranks add their number to the seed.
     ("seed", lambda v: 0 <= v < 2**32 - 2**20, "from 0 to 4293918719, e.g. 0"),
-    ("checkpoint_every", lambda v: v >= 1, "1 epoch or more, e.g. 1"),
+    (
+        "checkpoint_every",
+        lambda v: re.fullmatch(r"0*[1-9]\d{0,8}s?", str(v)) is not None,
+        "a number of epochs, e.g. 1, or of steps, e.g. 200s",
+    ),
     ("max_failures", lambda v: v >= 0, "0 restarts or more, e.g. 3"),
     (
         "name",

@@ -6,6 +6,10 @@ An event is a dict with a ``kind`` and what belongs to it:
     ``max_epochs``, ``steps_per_epoch``, ``lines`` (what will run, and where, in words)
 ``start``
     ``world_size``, ``checkpoint`` (the one it goes on from, or None); once more at each restart
+``lost``
+    ``message``: workers ended that should not have; a restart follows, or the run's end
+``warning``
+    ``message``: what went wrong without ending the run, in one line
 ``step``
     a few times a second: ``epoch`` (1-based), ``step`` (of the epoch, 1-based), ``loss`` and
     ``accuracy`` (rank 0's), ``images_per_second`` (over all ranks)
@@ -24,11 +28,37 @@ A search tells only these:
 """
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
 
 
+INTERRUPTED: Event = {
+    "kind": "warning",
+    "message": "interrupted: saving a checkpoint; once more to stop without",
+}
+"""Told when a person or the system has asked a run to stop."""
+
+
+class Order(Enum):
+    """What a rank that has come to a step's or an epoch's end is told to do."""
+
+    GO_ON = "go on"
+    SAVE = "save a checkpoint and go on"
+    STOP = "save a checkpoint and stop"
+
+
+Ask = Callable[[int], Order]
+"""Asked on every rank with the steps done since the run's start. All ranks must get the same
+answer at the same step."""
+
+
 def ignore(event: Event) -> None:
     """A listener that does nothing."""
+
+
+def go_on(step: int) -> Order:
+    """What is answered where nobody interrupts."""
+    return Order.GO_ON

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import signal
 import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cifar_dist.config import TrainConfig
+from cifar_dist.errors import Interrupted
+from cifar_dist.events import INTERRUPTED, Listener
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -62,3 +68,33 @@ def shown(path: Path) -> Path:
 def files_in(folder: Path) -> str:
     """The names in a folder, for a line of output."""
     return " ".join(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir()))
+
+
+@contextmanager
+def interruption_noted(listener: Listener) -> Iterator[Callable[[], bool]]:
+    """While this lasts, the first SIGINT or SIGTERM is only noted; the second is `Interrupted`.
+
+    Args:
+        listener: told of the first.
+
+    Yields:
+        A function that says whether there was one.
+    """
+    noted = False
+
+    def note(signum: int, frame: object) -> None:
+        nonlocal noted
+        if noted:
+            raise Interrupted
+        noted = True
+        listener(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: noted
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from cifar_dist.config import (
     make_config,
     read_settings,
 )
-from cifar_dist.errors import UserError
+from cifar_dist.errors import RunFailed, UserError
 
 METRICS = (
     "epoch",
@@ -49,7 +50,7 @@ with its validation."""
 TIMING_METRICS = ("images_per_second", "seconds")
 """The columns that differ between two runs of the same settings."""
 
-_CHECKPOINT = re.compile(r"epoch-(\d{4,})\.ckpt")
+_CHECKPOINT = re.compile(r"epoch-(\d{4,})(?:-step-(\d{4,}))?\.ckpt")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Outcome:
     test_loss: float | None
     test_images: int
     """Images that the two figures are means of."""
+    skipped_updates: int
+    """Steps that were undone because their loss was not finite."""
     weights_sha256: str
     """SHA-256 of the last epoch's weights as the bytes of a safetensors file."""
 
@@ -184,7 +187,8 @@ class RunDirectory(Directory):
                 f"--max-epochs {config.max_epochs}: the run's cycle is {started.max_epochs} epochs "
                 "long, which --resume keeps; leave --max-epochs out"
             )
-        if (newest := max(run._checkpointed_epochs(), default=0)) > config.max_epochs:
+        done = [epoch for epoch, step in map(_position, run.checkpoints_newest_first()) if not step]
+        if (newest := max(done, default=0)) > config.max_epochs:
             raise UserError(
                 f"--max-epochs {config.max_epochs}: the run has done {newest} epochs already; "
                 "give it more"
@@ -202,7 +206,7 @@ class RunDirectory(Directory):
 
         One that has trained an epoch stays as it is.
         """
-        if not self._checkpointed_epochs() and not self.read_metrics():
+        if not self.checkpoints_newest_first() and not self.read_metrics():
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property
@@ -230,23 +234,29 @@ class RunDirectory(Directory):
         """``checkpoints/``: what ``--resume`` needs, the newest and the best."""
         return self.path / "checkpoints"
 
-    def checkpoint(self, epoch: int) -> Path:
-        """The checkpoint file of an epoch (1-based)."""
-        return self.checkpoints / f"epoch-{epoch:04d}.ckpt"
+    def checkpoint(self, epoch: int, step: int = 0) -> Path:
+        """The checkpoint file of an epoch's end, or of its first steps (both 1-based)."""
+        steps = f"-step-{step:04d}" if step else ""
+        return self.checkpoints / f"epoch-{epoch:04d}{steps}.ckpt"
 
-    def newest_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from, if any was written."""
-        epochs = self._checkpointed_epochs()
-        return self.checkpoint(max(epochs)) if epochs else None
+    def checkpoints_newest_first(self) -> list[Path]:
+        """All checkpoint files, the one that is farthest into the run first."""
+        files = [
+            file for file in self.checkpoints.glob("*.ckpt") if _CHECKPOINT.fullmatch(file.name)
+        ]
+        return sorted(files, key=_sort_key, reverse=True)
 
-    def prune_checkpoints(self, keep: set[int]) -> None:
-        """Delete the checkpoints of all epochs (1-based) but these."""
-        for epoch in self._checkpointed_epochs() - keep:
-            self.checkpoint(epoch).unlink(missing_ok=True)
+    def prune_checkpoints(self, keep: set[Path]) -> None:
+        """Delete all checkpoints but these."""
+        for file in self.checkpoints_newest_first():
+            if file not in keep:
+                file.unlink(missing_ok=True)
 
-    def _checkpointed_epochs(self) -> set[int]:
-        matches = (_CHECKPOINT.fullmatch(file.name) for file in self.checkpoints.glob("*.ckpt"))
-        return {int(match[1]) for match in matches if match}
+    def reject_checkpoint(self, file: Path) -> Path:
+        """Rename a checkpoint that cannot be used, so that it is neither tried again nor lost."""
+        aside = file.with_name(f"{file.name}.rejected")
+        os.replace(file, aside)
+        return aside
 
     def read_config(self) -> TrainConfig:
         """The config that the run was started with.
@@ -334,6 +344,7 @@ class RunDirectory(Directory):
             "test_accuracy": outcome.test_accuracy if outcome else None,
             "test_loss": outcome.test_loss if outcome else None,
             "weights_sha256": outcome.weights_sha256 if outcome else None,
+            "skipped_updates": outcome.skipped_updates if outcome else None,
             "restarts": restarts,
             "seconds": round(seconds, 3),
         }
@@ -343,21 +354,42 @@ class RunDirectory(Directory):
         return summary
 
 
+def _position(checkpoint: Path) -> tuple[int, int]:
+    """Epoch (1-based) of a checkpoint file, and how many of its steps; 0 for all of them."""
+    match = _CHECKPOINT.fullmatch(checkpoint.name)
+    assert match is not None
+    return int(match[1]), int(match[2] or 0)
+
+
+def _sort_key(checkpoint: Path) -> tuple[int, float]:
+    epoch, step = _position(checkpoint)
+    return epoch, step or math.inf
+
+
 def as_json(values: Mapping[str, Any]) -> bytes:
     """The text of a JSON file."""
     return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file aside and rename it, so that it is there whole or not at all."""
-    aside = aside_of(file)
+    """Write a file aside and rename it, so that it is there whole or not at all.
+
+    Raises:
+        RunFailed: it cannot be written, e.g. to a full disk; what was there before is intact.
+    """
+    # A name that no other process takes.
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        aside.write_bytes(content)
+        with aside.open("wb") as out:
+            out.write(content)
+            out.flush()
+            # Else a machine that loses power may keep the new name and lose the bytes.
+            os.fsync(out.fileno())
         os.replace(aside, file)
+    except OSError as error:
+        raise RunFailed(
+            f"{file}: cannot be written ({error.strerror}); what was saved before is intact; "
+            "make room for it"
+        ) from None
     finally:
         aside.unlink(missing_ok=True)
-
-
-def aside_of(file: Path) -> Path:
-    """A name beside a file, that no other process takes, to write it under first."""
-    return file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
@@ -14,11 +15,12 @@ from cifar_dist.cli import parse_train, run_command
 from cifar_dist.cluster.progress import Display, duration
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
-from cifar_dist.events import Event, Listener, ignore
+from cifar_dist.events import Event, Listener, Order, ignore
 from cifar_dist.launching import (
     check_weights,
     files_in,
     git_commit,
+    interruption_noted,
     resume_command,
     shown,
     with_absolute_paths,
@@ -52,16 +54,18 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
         Interrupted: the process was asked to stop; what is needed to go on is saved.
     """
     began = time.monotonic()
-    starts = 0
+    seen = {"start": 0, "lost": 0}
 
     def count(event: Event) -> None:
-        nonlocal starts
-        starts += event["kind"] == "start"
+        if event["kind"] in seen:
+            seen[event["kind"]] += 1
         listener(event)
 
     def summarise(status: str, outcome: Outcome | None = None) -> dict[str, Any]:
         seconds = time.monotonic() - began
-        return run.write_summary(config.dataset, status, outcome, max(starts - 1, 0), seconds)
+        # Workers may be lost before they have started, and be replaced without having been lost.
+        restarts = max(seen["start"] - 1, seen["lost"], 0)
+        return run.write_summary(config.dataset, status, outcome, restarts, seconds)
 
     config = with_absolute_paths(config)
     run = RunDirectory.existing(config) if config.resume else RunDirectory.create(config)
@@ -78,7 +82,8 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
         summarise("interrupted")
         raise Interrupted(f"interrupted; {go_on}") from None
     except RunFailed as error:
-        summarise("failed")
+        with contextlib.suppress(RunFailed):  # no room for that either
+            summarise("failed")
         raise RunFailed(f"{error}\n{go_on}") from error
     return Trained(run, outcome, summarise("completed", outcome))
 
@@ -109,8 +114,13 @@ def _run(
         from cifar_dist.training.fit import fit
 
         dataset = begin("this process, without Ray")
+
+        def ask(step: int) -> Order:
+            return Order.STOP if interrupted() else Order.GO_ON
+
         try:
-            return fit(config, run, dataset, launched=launched, listener=listener)
+            with interruption_noted(listener) as interrupted:
+                return fit(config, run, dataset, launched=launched, listener=listener, ask=ask)
         except (UserError, Interrupted, RunFailed):
             raise
         except Exception:

@@ -99,3 +99,18 @@ def small_parquet(tmp_path: Path) -> Path:
         images = random.integers(0, 256, (count, 32, 32, 3), np.uint8)
         write_parquet(folder / f"{split}-00000-of-00001.parquet", images, np.arange(count) % 10)
     return folder
+
+
+@pytest.fixture(scope="session")
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the Hugging Face layout with real digits: 144 to train on, 16 to validate, 40
+    to test."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.repeat(np.repeat(digits.images * 15, 4, axis=1), 4, axis=2).astype(np.uint8)
+    images = np.repeat(images[..., None], 3, axis=3)
+    folder = tmp_path_factory.mktemp("few_digits")
+    for split, part in (("train", slice(0, 160)), ("test", slice(160, 200))):
+        write_parquet(folder / f"{split}-00000-of-00001.parquet", images[part], digits.target[part])
+    return folder

@@ -78,18 +78,28 @@ def test_only_a_run_that_never_began_is_discarded(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["begun"]
 
 
-def test_newest_checkpoint_and_pruning(tmp_path: Path) -> None:
+def test_checkpoints_newest_first_and_pruning(tmp_path: Path) -> None:
     run, _ = make(tmp_path, name="a")
-    assert run.newest_checkpoint() is None
-    for epoch in (2, 9, 10, 12000):
-        run.checkpoint(epoch).touch()
+    assert run.checkpoints_newest_first() == []
+    # An epoch's end is behind its steps, and numbers are no text.
+    in_order = [run.checkpoint(2), run.checkpoint(9, 200), run.checkpoint(9, 1000),
+                run.checkpoint(9), run.checkpoint(10), run.checkpoint(12000, 3)]  # fmt: skip
+    for file in in_order:
+        file.touch()
     (run.checkpoints / ".epoch-20000.ckpt.abc.tmp").touch()  # half a checkpoint
-    assert run.newest_checkpoint() == run.checkpoint(12000)
-    run.prune_checkpoints(keep={10, 12000})
-    assert {file.name for file in run.checkpoints.glob("epoch*")} == {
+    assert run.checkpoints_newest_first() == in_order[::-1]
+    run.prune_checkpoints(keep={run.checkpoint(10), run.checkpoint(9, 200)})
+    assert [file.name for file in run.checkpoints_newest_first()] == [
         "epoch-0010.ckpt",
-        "epoch-12000.ckpt",
-    }
+        "epoch-0009-step-0200.ckpt",
+    ]
+
+
+def test_a_rejected_checkpoint_is_kept_and_not_tried_again(tmp_path: Path) -> None:
+    run, _ = make(tmp_path, name="a")
+    run.checkpoint(2).write_bytes(b"damaged")
+    assert run.reject_checkpoint(run.checkpoint(2)).read_bytes() == b"damaged"
+    assert run.checkpoints_newest_first() == []
 
 
 def test_metrics_read_back_exactly(tmp_path: Path) -> None:

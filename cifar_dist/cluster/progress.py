@@ -25,7 +25,14 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
-        shows = {"plan": self._plan, "start": self._start, "step": self._step, "epoch": self._epoch}
+        shows = {
+            "plan": self._plan,
+            "start": self._start,
+            "step": self._step,
+            "epoch": self._epoch,
+            "lost": self._lost,
+            "warning": lambda event: self.line(event["message"]),
+        }
         shows[event["kind"]](event)
 
     def line(self, text: str) -> None:
@@ -51,6 +58,9 @@ class Display:
         if self._starts > 1:
             again = f"from {event['checkpoint']}" if event["checkpoint"] else "from the beginning"
             self.line(f"restarted with {event['world_size']} workers {again}")
+
+    def _lost(self, event: Event) -> None:
+        self.line(f"workers lost: {event['message']}")
 
     def _step(self, event: Event) -> None:
         if not self._live:

@@ -6,82 +6,57 @@ at import: only workers do, when they run. Torch itself comes with TorchTrainer.
 
 from __future__ import annotations
 
-import asyncio
 import functools
+import os
+import random
 import shutil
-import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
+import ray.train.collective
+from ray._private import state as cluster_state
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
-from cifar_dist.cluster.session import worker_resources
+from cifar_dist.cluster.controller import Watch
+from cifar_dist.cluster.mailbox import Orders, make_mailbox
+from cifar_dist.cluster.session import Resources, worker_resources
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config import TrainConfig
-from cifar_dist.errors import Diverged, RunFailed, UserError
-from cifar_dist.events import Event, Listener
+from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
+from cifar_dist.events import INTERRUPTED, Event, Listener, Order
 from cifar_dist.runs import Outcome, RunDirectory
 
 RAY_FOLDER = ".ray"
 """What Ray writes of its own, in the run's directory while the run lasts."""
 POLL_S = 0.2
+STOP_TIMEOUT_S = 120
+"""How long workers that are asked to stop may take to come to a step's end and save."""
+RESIZE_INTERVAL_S = 10
+"""How often an elastic run looks whether it could have more workers."""
+LOOK_FOR_NOTICES_S = 5
+"""How often nodes are asked whether they are about to go."""
+RAY_SETTINGS = {
+    # How soon a dead worker is noticed. Ray's own: 2.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # How long to wait for workers' places. Ray's own is 60, and for 20 s after a node's loss it
+    # still counts on that node; what does not come up is asked for again.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+}
+"""Environment variables of Ray Train that differ from its own defaults, unless they are set."""
 
 
 class StoppedByScheduler(Exception):
     """Raised on every rank, at an epoch's end, of a trial that is to run no further."""
-
-
-@ray.remote(num_cpus=0)
-class Mailbox:
-    """Carries events from rank 0 to the driver, whatever becomes of the workers.
-
-    In a trial it also holds every rank at an epoch's end until the scheduler has decided.
-
-    Args:
-        wait: hold the ranks.
-    """
-
-    def __init__(self, wait: bool = False) -> None:
-        self._events: list[Event] = []
-        self._hopeless: Exception | None = None
-        self._let_run_to = 0 if wait else sys.maxsize
-        self._stopped = False
-        self._decided = asyncio.Condition()
-
-    async def put(self, event: Event) -> None:
-        """Add an event."""
-        self._events.append(event)
-        if event["kind"] == "hopeless":
-            self._hopeless = event["error"]
-
-    async def hopeless(self) -> Exception | None:
-        """What a worker found wrong that no restart mends, if anything."""
-        return self._hopeless
-
-    async def take(self) -> list[Event]:
-        """All events since the last call, in order."""
-        taken, self._events = self._events, []
-        return taken
-
-    async def go_on(self, epoch: int, stop: bool = False) -> None:
-        """Let ranks run on behind an epoch's end (1-based), or make them stop at the next one."""
-        async with self._decided:
-            self._let_run_to = max(self._let_run_to, epoch)
-            self._stopped = self._stopped or stop
-            self._decided.notify_all()
-
-    async def may_go_on(self, epoch: int) -> bool:
-        """Whether a rank that ended an epoch (1-based) goes on; the answer waits for `go_on`."""
-        async with self._decided:
-            await self._decided.wait_for(lambda: self._stopped or epoch <= self._let_run_to)
-        return not self._stopped
 
 
 @dataclass(frozen=True)
@@ -111,11 +86,15 @@ def train_worker(work: Work) -> Outcome:
     config = work.config
     assert config.data_dir is not None  # settled when the config was made
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
-    return fit(
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    start = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex)
+    orders = Orders(work.mailbox, start, world_size, rank)
+    outcome = fit(
         config,
         work.run,
         dataset,
-        rank=ray.train.get_context().get_world_rank(),
+        rank=rank,
         strategy=RayDDPStrategy(
             # Statistics of batch normalisation are averaged once an epoch instead.
             broadcast_buffers=False,
@@ -128,8 +107,11 @@ def train_worker(work: Work) -> Outcome:
         launched=work.launched,
         listener=work.mailbox.put.remote,
         report=functools.partial(_report_and_wait, work) if work.is_trial else ray.train.report,
+        ask=orders.ask,
         test=not work.is_trial,
     )
+    orders.close()
+    return outcome
 
 
 def _report_and_wait(work: Work, row: dict[str, Any]) -> None:
@@ -150,7 +132,7 @@ def _on_each_worker(settings: dict[str, Any]) -> Outcome | None:
         raise hopeless  # a restart that Ray insists on: over at once
     try:
         return worker(work)
-    except StoppedByScheduler:
+    except (StoppedByScheduler, Interrupted):
         return None
     except Exception as error:
         rank = ray.train.get_context().get_world_rank()
@@ -187,62 +169,157 @@ def train_on_ray(
     Raises:
         UserError: what a worker found wrong with configuration or data.
         RunFailed: the run failed after ``config.max_failures`` restarts, or diverged.
+        Interrupted: as ``KeyboardInterrupt`` and itself, when one of them is raised here; the
+            workers have saved a checkpoint. A second one is raised on at once.
     """
     is_trial = mailbox is not None
     mailbox = mailbox or make_mailbox()
     work = Work(config, run, dataset_fingerprint, launched, mailbox, is_trial)
-    workers = (config.min_workers, config.max_workers) if config.elastic else config.max_workers
-    # A name that was used before would make Ray restore what it finds under it.
-    shutil.rmtree(run.path / RAY_FOLDER, ignore_errors=True)
-    trainer = TorchTrainer(
-        _on_each_worker,
-        train_loop_config={"work": work, "worker": worker},
-        torch_config=TorchConfig(backend=_backend(config)),
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=config.use_gpu,
-            resources_per_worker=worker_resources(config),
-        ),
-        run_config=RunConfig(
-            name=RAY_FOLDER,
-            storage_path=str(run.path),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-        ),
-    )
-    running = InThread(trainer.fit)
-    raised: list[str] = []
-    try:
-        while True:
-            # Asked for before the events are taken, so that the last ones are not missed.
-            alive = running.alive
-            for event in ray.get(mailbox.take.remote()):
-                if event["kind"] == "hopeless":
-                    raise event["error"]
-                if event["kind"] == "raised":
-                    raised.append(event["message"])
-                    continue
-                if event["kind"] == "start":
-                    raised.clear()  # a restart mended it
-                listener(event)
-            if not alive:
-                break
-            time.sleep(POLL_S)
-    finally:
-        shutil.rmtree(run.path / RAY_FOLDER, ignore_errors=True)
-    if running.error is not None:
-        raise RunFailed(raised[0].strip() if raised else _cause(running.error)) from running.error
-    outcome: Outcome | None = running.result.return_value
-    return outcome
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    lost = 0
+
+    def listen(event: Event) -> None:
+        nonlocal lost
+        lost += event["kind"] == "lost"
+        listener(event)
+
+    while True:
+        attempt = _Attempt(work, worker, failures_left=config.max_failures - lost)
+        try:
+            return attempt.follow(listen)
+        except RayActorError:
+            # Ray Train's controller, which nobody else restarts.
+            if lost >= config.max_failures:
+                raise RunFailed("the process of Ray Train's controller died") from None
+            attempt.clean_up()
+            listen({"kind": "lost", "message": "the process of Ray Train's controller died"})
 
 
-def make_mailbox(wait: bool = False) -> Any:
-    """A `Mailbox` on this process's node: the loss of any other must not take it along.
+class _Attempt:
+    """A call of ``TorchTrainer.fit``: ends when training does, or its controller dies."""
 
-    Args:
-        wait: hold every rank at an epoch's end until ``go_on`` is called, as a trial needs it.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Mailbox.options(scheduling_strategy=here).remote(wait)  # type: ignore[attr-defined]
+    def __init__(self, work: Work, worker: Worker, failures_left: int) -> None:
+        config = work.config
+        self._work = work
+        # Marks what the controller reserves, in a resource that there is plenty of, so that it
+        # can be found and given back should the controller die.
+        self._marked: Resources = {**worker_resources(config), "memory": random.randint(1, 2**20)}
+        # A name that was used before would make Ray restore what it finds under it.
+        shutil.rmtree(work.run.path / RAY_FOLDER, ignore_errors=True)
+        self._trainer = TorchTrainer(
+            _on_each_worker,
+            train_loop_config={"work": work, "worker": worker},
+            torch_config=TorchConfig(backend=_backend(config)),
+            scaling_config=ScalingConfig(
+                num_workers=(config.min_workers, config.max_workers)
+                if config.elastic
+                else config.max_workers,
+                use_gpu=config.use_gpu,
+                resources_per_worker=self._marked,
+                elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
+            ),
+            run_config=RunConfig(
+                name=RAY_FOLDER,
+                storage_path=str(work.run.path),
+                failure_config=FailureConfig(max_failures=failures_left),
+                callbacks=[Watch(work.mailbox)],
+            ),
+        )
+        self._raised: list[str] = []
+        self._training = False
+
+    def follow(self, listener: Listener) -> Outcome | None:
+        """Pass on what workers tell until they are done.
+
+        Raises:
+            RayActorError: the controller died.
+            UserError, RunFailed, Interrupted: as `train_on_ray`.
+        """
+        running = InThread(self._trainer.fit)
+        notices = _Notices(self._work.mailbox, listener)
+        stop_at: float | None = None
+        try:
+            while True:
+                try:
+                    # Asked for before the events are taken, so that the last ones are not missed.
+                    alive = running.alive
+                    self._pass_on(listener)
+                    if not alive:
+                        break
+                    if stop_at is not None and time.monotonic() > stop_at:
+                        break
+                    if not self._work.is_trial:
+                        notices.look()
+                    time.sleep(POLL_S)
+                except (Interrupted, KeyboardInterrupt):
+                    if stop_at is not None or self._work.is_trial or not self._training:
+                        raise
+                    stop_at = time.monotonic() + STOP_TIMEOUT_S
+                    self._work.mailbox.request.remote(Order.STOP)
+                    listener(INTERRUPTED)
+        finally:
+            shutil.rmtree(self._work.run.path / RAY_FOLDER, ignore_errors=True)
+        if isinstance(running.error, RayActorError):
+            raise running.error
+        if running.error is not None:
+            said = self._raised[0].strip() if self._raised else _cause(running.error)
+            raise RunFailed(said) from running.error
+        outcome: Outcome | None = running.result and running.result.return_value
+        if outcome is None and stop_at is not None:
+            raise Interrupted
+        return outcome
+
+    def _pass_on(self, listener: Listener) -> None:
+        for event in ray.get(self._work.mailbox.take.remote()):
+            if event["kind"] == "hopeless":
+                raise event["error"]
+            if event["kind"] == "raised":
+                self._raised.append(event["message"])
+                continue
+            if event["kind"] == "start":
+                self._raised.clear()  # a restart mended it
+            if event["kind"] in ("start", "lost"):
+                self._training = event["kind"] == "start"
+            listener(event)
+
+    def clean_up(self) -> None:
+        """Give back what a dead controller had reserved; Ray itself would at the driver's end."""
+        for group_id, group in placement_group_table().items():
+            bundles = group["bundles"].values()
+            if group["state"] != "REMOVED" and all(
+                bundle.get("memory") == self._marked["memory"] for bundle in bundles
+            ):
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group_id)))
+        if self._work.config.elastic:
+            # What an elastic run asks for is remembered for three minutes.
+            coordinator = ray.get_actor(
+                "AutoscalingCoordinator", namespace="AutoscalingCoordinator"
+            )
+            coordinator.cancel_request.remote(f"train-{self._trainer.train_run_context.run_id}")
+
+
+class _Notices:
+    """Has a checkpoint written when the cluster says that a node is about to go."""
+
+    def __init__(self, mailbox: Any, listener: Listener) -> None:
+        self._mailbox = mailbox
+        self._listener = listener
+        self._known: set[str] = set()
+        self._looked = 0.0
+
+    def look(self) -> None:
+        """Look, unless that was a moment ago."""
+        if time.monotonic() - self._looked < LOOK_FOR_NOTICES_S:
+            return
+        self._looked = time.monotonic()
+        leaving = set(cluster_state.state.get_draining_nodes())
+        if new := leaving - self._known:
+            self._known |= new
+            self._mailbox.request.remote(Order.SAVE)
+            nodes = ", ".join(sorted(node[:8] for node in new))
+            said = f"node {nodes} is about to go: saving a checkpoint"
+            self._listener({"kind": "warning", "message": said})
 
 
 def _backend(config: TrainConfig) -> str | None:

@@ -129,7 +129,8 @@ class SeveralWorkers(tune.Trainable):
     """Ray Tune's class for a trial whose workers are a Ray Train run of their own."""
 
     def setup(self, config: dict[str, Any], plan: Plan) -> None:
-        from cifar_dist.cluster.trainer import make_mailbox, train_on_ray
+        from cifar_dist.cluster.mailbox import make_mailbox
+        from cifar_dist.cluster.trainer import train_on_ray
 
         self._rows: queue.Queue[dict[str, Any]] = queue.Queue()
         self._told = 0

@@ -44,9 +44,12 @@ class Share:
     world_size: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainBatches:
-    """A rank's part of every global batch of an epoch; iterate once an epoch."""
+    """A rank's part of every global batch of an epoch; iterate once an epoch.
+
+    Lightning keeps its place in a checkpoint: the epoch that is gone on with begins there.
+    """
 
     source: LabelledImages
     members: NDArray[np.int64]
@@ -57,21 +60,35 @@ class TrainBatches:
     share: Share
     epoch: Callable[[], int]
     """The 0-based epoch that is about to be gone through."""
+    begin_at: int = 0
+    """The batch that the next epoch begins with; the ones before it were trained on."""
+    done: int = 0
+    """Batches of the epoch that are over."""
 
     def __len__(self) -> int:
         return len(batch_bounds(len(self.members), self.batch_size)) - 1
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self.epoch()
+        self.done, self.begin_at = self.begin_at, 0
         order = self.members[epoch_order(len(self.members), self.seed, epoch)]
         bounds = batch_bounds(len(order), self.batch_size)
-        for start, stop in pairwise(bounds):
+        for start, stop in pairwise(bounds[self.done :]):
+            self.done += 1
             mine = rank_slice(stop - start, self.share.rank, self.share.world_size)
             images = order[start:stop][mine]
             draws = self.augmentation.draw(
                 self.seed, epoch, images, size=self.source.images.shape[-1]
             )
             yield _gathered(self.source, images, int(stop - start))._replace(draws=draws)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the epoch it is."""
+        return {"done": self.done % len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Begin there."""
+        self.begin_at = state_dict["done"]
 
 
 @dataclass(frozen=True)

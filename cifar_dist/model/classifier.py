@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import SumMetric
+from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_dist.config import TrainConfig
@@ -63,10 +64,31 @@ class Totals(nn.Module):
         correct, wrong = (torch.as_tensor(s).sum() for s in (self.accuracy.tp, self.accuracy.fn))
         return float(correct / (correct + wrong))
 
+    def any_here(self) -> bool:
+        """Whether this rank has counted an image; no collective."""
+        return float(torch.as_tensor(self.images.sum_value)) > 0
+
+    def state(self) -> dict[str, Tensor]:
+        """This rank's sums and counts by name, as they are."""
+        return {
+            f"{name}.{key}": torch.as_tensor(value)
+            for name, metric in self._metrics()
+            for key, value in metric.metric_state.items()
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from sums and counts as `state` gives them."""
+        with torch.no_grad():
+            for name, value in self.state().items():
+                value.copy_(state[name])
+
     def reset(self) -> None:
         """Forget what was counted."""
-        for metric in (self.loss, self.accuracy, self.images):
+        for _, metric in self._metrics():
             metric.reset()
+
+    def _metrics(self) -> list[tuple[str, Metric]]:
+        return [("loss", self.loss), ("accuracy", self.accuracy), ("images", self.images)]
 
 
 class Classifier(pl.LightningModule):

@@ -10,10 +10,12 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed
 from lightning.pytorch.strategies import Strategy
 from safetensors.torch import load_file
 
@@ -21,7 +23,7 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.datamodule import ImageDataModule
 from cifar_dist.errors import UserError
-from cifar_dist.events import Listener, ignore
+from cifar_dist.events import Ask, Listener, go_on, ignore
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.model.resnet import resnet18
 from cifar_dist.runs import Outcome, RunDirectory
@@ -31,7 +33,9 @@ from cifar_dist.training.callbacks import (
     StepEvents,
     weights_as_bytes,
 )
+from cifar_dist.training.checkpoints import Checkpoints
 from cifar_dist.training.environment import environment
+from cifar_dist.training.nonfinite import SkipNonFinite, StopOnNonFinite
 from cifar_dist.training.seeding import set_seed
 
 
@@ -46,6 +50,7 @@ def fit(
     launched: Mapping[str, Any] | None = None,
     listener: Listener = ignore,
     report: Callable[[dict[str, Any]], None] = ignore,
+    ask: Ask = go_on,
     test: bool = True,
 ) -> Outcome:
     """Train to the last epoch, going on from the run's newest checkpoint, and test once.
@@ -59,14 +64,18 @@ def fit(
         launched: what the driver adds to ``environment.json``, e.g. the command.
         listener: told of progress, on rank 0.
         report: called on every rank with each epoch's row; what it raises ends the training.
+        ask: called on every rank behind each step and epoch; tells whether to save or stop there.
         test: measure the best epoch's weights on the test images, which trials leave alone.
 
     Returns:
         The same on every rank.
 
     Raises:
-        UserError: weights that do not fit, no GPU, or too many ranks for the batch size.
+        UserError: weights that do not fit, no GPU, too many ranks for the batch size, or only
+            checkpoints that cannot be used.
         Diverged: the loss is no longer finite.
+        Interrupted: on every rank, having saved a checkpoint, when ``ask`` says to stop.
+        RunFailed: a file cannot be written.
     """
     if not config.verbose:
         _silence_lightning()
@@ -81,21 +90,28 @@ def fit(
     images = ImageDataModule(config, dataset)
     steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     module = Classifier(network, config, len(dataset.classes), steps_per_epoch)
+    identity = {**config.computes(), "dataset_fingerprint": dataset.fingerprint}
     record = Record(
-        run, config.checkpoint_every, _also_tell(listener, report) if rank == 0 else report
+        run, config, identity, _also_tell(listener, report) if rank == 0 else report, ask
     )
-    callbacks: list[pl.Callback] = [AverageBatchNorm(), record]
+    skips = SkipNonFinite()
+    callbacks: list[pl.Callback] = [
+        StopOnNonFinite(run) if config.on_nonfinite == "stop" else skips,
+        AverageBatchNorm(),
+        record,
+    ]
     if rank == 0:
         callbacks.append(StepEvents(listener))
         run.write_environment(
             {**environment(), "dataset_fingerprint": dataset.fingerprint, **(launched or {})}
         )
+    checkpoints = Checkpoints()
     trainer = pl.Trainer(
         max_epochs=config.max_epochs,
         accelerator="gpu" if config.use_gpu else "cpu",
         devices=1 if strategy == "auto" else "auto",
         strategy=strategy,
-        plugins=list(plugins),
+        plugins=[*plugins, checkpoints],
         precision=config.precision,
         callbacks=callbacks,
         use_distributed_sampler=False,  # the data module shards, and counts each image once
@@ -104,7 +120,9 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    checkpoint = run.newest_checkpoint()
+    checkpoint = _agreed(
+        rank, lambda: checkpoints.find_checkpoint(run, identity, module.state_dict(), listener)
+    )
     if rank == 0:
         listener(
             {
@@ -128,7 +146,16 @@ def fit(
         test_loss=tested["loss"],
         test_images=int(tested["images"]),
         weights_sha256=weights_sha256,
+        skipped_updates=skips.skipped,
     )
+
+
+def _agreed(rank: int, find: Callable[[], Path | None]) -> Path | None:
+    """What rank 0 finds, on every rank; what it raises, rank 0 raises."""
+    found = [find() if rank == 0 else None]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(found)
+    return found[0]
 
 
 def _also_tell(

@@ -80,10 +80,10 @@ def test_model_file_holds_the_best_epochs_weights(undisturbed: Trained) -> None:
     )
 
 
-def test_newest_and_best_checkpoints_are_kept(undisturbed: Trained) -> None:
+def test_newest_two_and_best_checkpoints_are_kept(undisturbed: Trained) -> None:
     best = undisturbed.outcome.best_epoch
     kept = {file.name for file in undisturbed.run.checkpoints.iterdir()}
-    assert kept == {f"epoch-{epoch:04d}.ckpt" for epoch in (best, 3)}
+    assert kept == {f"epoch-{epoch:04d}.ckpt" for epoch in (best, 2, 3)}
 
 
 def test_weights_sha256_is_of_the_last_epochs_weights(undisturbed: Trained) -> None:

@@ -1,0 +1,187 @@
+"""Checkpoint files that can be trusted: whole or not there, with a checksum, numbers only."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
+
+from cifar_dist.errors import RunFailed, UserError
+from cifar_dist.events import Listener
+from cifar_dist.runs import RunDirectory, write_atomically
+
+IDENTITY = "cifar_dist"
+"""Key in a checkpoint of what the run computes, see `find_checkpoint`."""
+
+_MARK = b"cifar_dist sha256 "
+_COMMENT_BYTES = len(_MARK) + 64
+_END_OF_ZIP = b"PK\x05\x06"
+
+
+class BadCheckpoint(Exception):
+    """A checkpoint file that cannot be used; the message says why, in one line."""
+
+
+def checkpoint_as_bytes(content: Mapping[str, Any]) -> bytes:
+    """A checkpoint as torch saves it, with a SHA-256 of all before it as the archive's comment.
+
+    ``torch.load`` reads it as any other: a zip archive may end with a comment.
+    """
+    file = io.BytesIO()
+    torch.save(content, file)
+    # The last two bytes of a zip archive without a comment are the comment's length.
+    file.seek(-2, os.SEEK_END)
+    file.write(_COMMENT_BYTES.to_bytes(2, "little"))
+    digest = hashlib.sha256(file.getbuffer()).hexdigest()
+    file.write(_MARK + digest.encode())
+    return file.getvalue()
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint, to the CPU, and see that it is what was written.
+
+    Raises:
+        BadCheckpoint: it is cut short, damaged, holds anything but numbers, or is no checkpoint.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise BadCheckpoint(f"cannot be read ({error.strerror})") from None
+    body, comment = data[:-_COMMENT_BYTES], data[-_COMMENT_BYTES:]
+    signed = comment.startswith(_MARK)
+    if signed and hashlib.sha256(body).hexdigest().encode() != comment[len(_MARK) :]:
+        raise BadCheckpoint("is damaged: its bytes do not give the checksum that it was saved with")
+    if not signed and data.startswith(b"PK") and _END_OF_ZIP not in data[-70_000:]:
+        raise BadCheckpoint(f"is cut short: its end is missing behind {len(data):,} bytes")
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        if "Weights only load failed" in str(error):
+            raise BadCheckpoint(
+                "holds more than numbers and would run code when loaded; it was not loaded"
+            ) from None
+        raise BadCheckpoint("is no checkpoint, or its end is missing") from None
+    if not signed:
+        raise BadCheckpoint("has no checksum: it was not written by cifar_dist, or its end is lost")
+    return cast(dict[str, Any], content)
+
+
+class Checkpoints(CheckpointIO):
+    """How Lightning writes and reads a run's checkpoints."""
+
+    def __init__(self) -> None:
+        self._read: tuple[str, dict[str, Any]] | None = None
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Any | None = None,
+    ) -> None:
+        """Write aside and rename.
+
+        Raises:
+            RunFailed: it cannot be written, e.g. to a full disk; what was there stays.
+        """
+        write_atomically(Path(path), checkpoint_as_bytes(checkpoint))
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read and check, once: what `find_checkpoint` has read is not read again."""
+        if self._read is not None and self._read[0] == str(path):
+            content = self._read[1]
+            self._read = None
+            return content
+        try:
+            return read_checkpoint(path)
+        except BadCheckpoint as error:
+            raise RunFailed(f"{path}: {error}") from None
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Delete it."""
+        Path(path).unlink(missing_ok=True)
+
+    def find_checkpoint(
+        self,
+        run: RunDirectory,
+        identity: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        listener: Listener,
+    ) -> Path | None:
+        """The newest checkpoint that this run can go on from, if it has any.
+
+        Those that it cannot are told as ``warning`` and renamed, never deleted.
+
+        Args:
+            run: where they are.
+            identity: what the run computes, by name; a checkpoint must have been saved with the
+                same.
+            weights: the module's state, whose names and shapes a checkpoint must have.
+            listener: told of each that is passed over.
+
+        Raises:
+            UserError: there are checkpoints, and none of them can be used.
+        """
+        bad: list[tuple[Path, str]] = []
+        for file in run.checkpoints_newest_first():
+            try:
+                content = read_checkpoint(file)
+                _check_same(content, identity, weights)
+            except BadCheckpoint as error:
+                bad.append((file, str(error)))
+                continue
+            for rejected, why in bad:
+                kept = run.reject_checkpoint(rejected)
+                listener(
+                    {
+                        "kind": "warning",
+                        "message": f"checkpoint {rejected.name} {why}; kept as {kept.name}, "
+                        f"going on from {file.name}",
+                    }
+                )
+            self._read = (str(file), content)
+            return file
+        if bad:
+            said = "; ".join(f"{file.name} {why}" for file, why in bad)
+            raise UserError(
+                f"{run.checkpoints}: no checkpoint can be used ({said}); put a good one there, "
+                "or move them away to start from the beginning"
+            )
+        return None
+
+
+def _check_same(
+    content: Mapping[str, Any], identity: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> None:
+    """See that a checkpoint is of this run and of this network.
+
+    Raises:
+        BadCheckpoint: it is another's; the message names the first difference.
+    """
+    state = content.get("state_dict")
+    if not isinstance(state, dict):
+        raise BadCheckpoint("is no checkpoint of a run: it holds no state_dict")
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    for name, value in weights.items():
+        if found.get(name) != tuple(value.shape):
+            was = list(found[name]) if name in found else "missing"
+            raise BadCheckpoint(f"is of another model: {name} is {was}, here {list(value.shape)}")
+    if unknown := found.keys() - weights.keys():
+        raise BadCheckpoint(f"is of another model: it has {min(unknown)}, which is not here")
+    saved = content.get(IDENTITY)
+    if not isinstance(saved, dict):
+        raise BadCheckpoint("is no checkpoint of a run: it does not say what the run computes")
+    for name, value in identity.items():
+        if saved.get(name) != value:
+            raise BadCheckpoint(f"is of another run: {name} {saved.get(name)}, here {value}")

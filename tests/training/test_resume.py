@@ -1,0 +1,245 @@
+"""A run that is stopped anywhere and goes on ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.errors import Interrupted, UserError
+from cifar_dist.runs import RunDirectory
+from cifar_dist.train import Trained, train
+from cifar_dist.training.checkpoints import BadCheckpoint, checkpoint_as_bytes, read_checkpoint
+from tests.training.test_fit import without_timing
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def train_few(few_digits: Path) -> Callable[..., Trained]:
+    def train_few(folder: Path, name: str, listener=lambda event: None, **settings) -> Trained:
+        config = {
+            "data_dir": str(few_digits), "num_workers": 0, "batch_size": 24, "max_epochs": 3,
+            "flip": 0.0, "storage_path": str(folder), "name": name, **settings,
+        }  # fmt: skip
+        return train(TrainConfig(**config), listener)
+
+    return train_few
+
+
+class Noisy(nn.Module):
+    """A small network to whose result every generator that has a history matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=4)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8 * 16, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = F.relu(self.bn1(self.conv1(images)))
+        if self.training:
+            hidden = hidden * float(np.random.uniform(0.9, 1.1)) * random.uniform(0.9, 1.1)
+        hidden = F.dropout(hidden, 0.3, self.training)
+        return self.fc(F.adaptive_avg_pool2d(hidden, 4).flatten(1))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_and_noisy():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cifar_dist.training.fit.resnet18", lambda *args: Noisy())
+        patch.setattr("cifar_dist.training.callbacks.SECONDS_BETWEEN_STEP_EVENTS", 0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(train_few, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    trained = train_few(tmp_path_factory.mktemp("runs"), "undisturbed")
+    assert trained.outcome.history[-1]["step"] == 3 * STEPS
+    return trained
+
+
+class SignalAt:
+    """A listener that sends this process a signal, as a person would, at a step of an epoch."""
+
+    def __init__(self, epoch: int, step: int, times: int = 1) -> None:
+        self.where, self.times, self.heard = (epoch, step), times, []
+
+    def __call__(self, event: dict) -> None:
+        self.heard.append(event)
+        if event["kind"] == "step" and (event["epoch"], event["step"]) == self.where:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def same(resumed: Trained, undisturbed: Trained) -> None:
+    assert without_timing(resumed.run) == without_timing(undisturbed.run)
+    assert resumed.outcome.weights_sha256 == undisturbed.outcome.weights_sha256
+    assert resumed.summary["test_loss"] == undisturbed.summary["test_loss"]
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, 1), (1, STEPS - 1), (2, 4), (2, STEPS), (3, 5)])
+def test_an_interrupted_run_goes_on_in_the_middle_of_its_epoch(
+    train_few, undisturbed: Trained, tmp_path: Path, epoch: int, step: int
+) -> None:
+    stop = SignalAt(epoch, step)
+    with pytest.raises(Interrupted, match="to go on: "):
+        train_few(tmp_path, "cut", stop)
+    assert [e["message"] for e in stop.heard if e["kind"] == "warning"] == [
+        "interrupted: saving a checkpoint; once more to stop without"
+    ]
+    run = RunDirectory.at(str(tmp_path), "cut")
+    last = run.checkpoint(epoch, step if step < STEPS else 0)
+    assert run.checkpoints_newest_first()[0] == last
+    heard: list[dict] = []
+    same(train_few(tmp_path, "cut", heard.append, resume=True), undisturbed)
+    assert next(e["checkpoint"] for e in heard if e["kind"] == "start") == str(last)
+    first = next(e for e in heard if e["kind"] == "step")
+    assert (first["epoch"], first["step"]) == (epoch + step // STEPS, step % STEPS + 1)
+
+
+def test_twice_interrupted_stops_without_a_checkpoint(
+    train_few, undisturbed: Trained, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        train_few(tmp_path, "cut", SignalAt(2, 3, times=2))
+    run = RunDirectory.at(str(tmp_path), "cut")
+    assert run.checkpoints_newest_first() == [run.checkpoint(1)]
+    same(train_few(tmp_path, "cut", resume=True), undisturbed)
+
+
+def test_checkpoints_by_steps_change_no_bit_and_are_gone_on_from(
+    train_few, undisturbed: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(event: dict) -> None:
+        if event["kind"] == "step" and (event["epoch"], event["step"]) == (2, 5):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train_few(tmp_path, "cut", die, checkpoint_every="4s")
+    run = RunDirectory.at(str(tmp_path), "cut")
+    assert run.checkpoints_newest_first()[0] == run.checkpoint(2, 2)  # the 8th step
+    same(train_few(tmp_path, "cut", resume=True, checkpoint_every="5s"), undisturbed)
+
+
+def test_the_best_weights_are_mended_after_a_kill_between_the_files(
+    train_few, undisturbed: Trained, tmp_path: Path
+) -> None:
+    done = train_few(tmp_path, "done")
+    before = done.run.model_file.read_bytes()
+    done.run.model_file.write_bytes(b"those of another epoch")
+    rows = done.run.metrics_file.read_text()
+    done.run.metrics_file.write_text(rows.rsplit("\n", 2)[0] + "\n")
+    again = train_few(tmp_path, "done", resume=True)
+    assert done.run.model_file.read_bytes() == before
+    assert done.run.metrics_file.read_text() == rows
+    assert again.summary["test_loss"] == undisturbed.summary["test_loss"]
+
+
+# --- checkpoints that cannot be trusted --------------------------------------------------------
+
+
+class Code:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def damage(how: str, file: Path, folder: Path) -> str:
+    """Damage a checkpoint, and say what the message must hold."""
+    data = file.read_bytes()
+    if how == "cut to half":
+        file.write_bytes(data[: len(data) // 2])
+        return "is cut short"
+    if how == "a flipped byte":
+        middle = len(data) // 2
+        file.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+        return "is damaged"
+    if how == "another model":
+        content = read_checkpoint(file)
+        content["state_dict"]["network.fc.weight"] = torch.zeros(100, 128)
+        file.write_bytes(checkpoint_as_bytes(content))
+        return r"is of another model: network.fc.weight is \[100, 128\], here \[10, 128\]"
+    if how == "another run":
+        content = read_checkpoint(file)
+        content["cifar_dist"]["lr"] = 0.5
+        file.write_bytes(checkpoint_as_bytes(content))
+        return "is of another run: lr 0.5, here 0.001"
+    code = pickle.dumps(Code(folder)) if how == "a pickle" else None
+    file.write_bytes(code or checkpoint_as_bytes({"state_dict": Code(folder)}))
+    return "would run code"
+
+
+DAMAGES = ["cut to half", "a flipped byte", "another model", "another run", "a pickle",
+           "a checkpoint with code"]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_bad_checkpoint_is_reported_and_the_one_before_it_used(
+    train_few, undisturbed: Trained, tmp_path: Path, how: str
+) -> None:
+    with pytest.raises(Interrupted):
+        train_few(tmp_path, "cut", SignalAt(3, 2))
+    run = RunDirectory.at(str(tmp_path), "cut")
+    newest, before = run.checkpoints_newest_first()[:2]
+    said = damage(how, newest, tmp_path / "made by code")
+    bad = newest.read_bytes()
+    heard: list[dict] = []
+    resumed = train_few(tmp_path, "cut", heard.append, resume=True)
+    warnings = [event["message"] for event in heard if event["kind"] == "warning"]
+    assert len(warnings) == 1
+
+    assert re.search(said, warnings[0])
+    assert f"going on from {before.name}" in warnings[0]
+    assert newest.with_name(f"{newest.name}.rejected").read_bytes() == bad  # nothing is lost
+    assert not (tmp_path / "made by code").exists()
+    same(resumed, undisturbed)
+
+
+def test_where_no_checkpoint_can_be_used_nothing_is_touched(train_few, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train_few(tmp_path, "cut", SignalAt(2, 2))
+    run = RunDirectory.at(str(tmp_path), "cut")
+    for how, file in zip(DAMAGES, run.checkpoints_newest_first(), strict=False):
+        damage(how, file, tmp_path / "made by code")
+    before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"no checkpoint can be used \(.*cut short.*is damaged"):
+        train_few(tmp_path, "cut", resume=True)
+    after = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+    assert after == before | {run.config_file: after[run.config_file]}
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, -1, -60])
+def test_a_cut_checkpoint_is_never_loaded(tmp_path: Path, length: int) -> None:
+    file = tmp_path / "a.ckpt"
+    whole = checkpoint_as_bytes({"state_dict": {"a": torch.ones(3)}})
+    file.write_bytes(whole)
+    assert read_checkpoint(file)["state_dict"]["a"].tolist() == [1, 1, 1]
+    assert torch.load(file, weights_only=True).keys() == {"state_dict"}  # an ordinary one, too
+    file.write_bytes(whole[:length])
+    with pytest.raises(BadCheckpoint):
+        read_checkpoint(file)
+
+
+def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
+    file = tmp_path / "a.ckpt"
+    whole = checkpoint_as_bytes({"state_dict": {"a": torch.ones(3)}})
+    for place in range(0, len(whole), 7):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(BadCheckpoint):
+            read_checkpoint(file)
