@@ -93,8 +93,7 @@ class TrainConfig:
     deterministic: bool = True
     """Deterministic algorithms: the same bits on the same hardware."""
     sync_batchnorm: bool = False
-    """Batch normalisation over the whole global batch, so that the loss does not depend on the
-    number of workers."""
+    """Batch normalisation over the whole global batch; one worker and two give the same bits."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When a step's loss is not finite: stop the run, or skip that update and go on."""
     storage_path: str = "runs"

@@ -26,6 +26,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.events import Ask, Listener, go_on, ignore
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.model.resnet import resnet18
+from cifar_dist.model.synchronized import synchronize
 from cifar_dist.runs import Outcome, RunDirectory
 from cifar_dist.training.callbacks import (
     AverageBatchNorm,
@@ -83,6 +84,8 @@ def fit(
         raise UserError("--use-gpu: torch finds no GPU here; leave it out to train on the CPU")
     set_seed(config.seed + rank, config.deterministic)
     network = resnet18(len(dataset.classes), config.stem, config.weights)
+    if config.sync_batchnorm:
+        synchronize(network)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     if config.compile:
@@ -97,9 +100,10 @@ def fit(
     skips = SkipNonFinite()
     callbacks: list[pl.Callback] = [
         StopOnNonFinite(run) if config.on_nonfinite == "stop" else skips,
-        AverageBatchNorm(),
         record,
     ]
+    if not config.sync_batchnorm:  # else they are the same on all ranks
+        callbacks.append(AverageBatchNorm())
     if rank == 0:
         callbacks.append(StepEvents(listener))
         run.write_environment(

@@ -1,0 +1,28 @@
+"""The driver of a run that faults happen to: trains, and tells its events as lines of JSON."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import cifar_dist.cluster.trainer
+from cifar_dist.cli import run_command
+from cifar_dist.config import make_config
+from cifar_dist.train import train
+from tests.faults.workers import counting_worker
+
+
+def tell(event: dict[str, Any]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def main(words: list[str]) -> None:
+    train(make_config(json.loads(words[0])), tell)
+
+
+if __name__ == "__main__":
+    cifar_dist.cluster.trainer.train_on_ray = functools.partial(
+        cifar_dist.cluster.trainer.train_on_ray, worker=counting_worker
+    )
+    run_command(main)

@@ -1,0 +1,208 @@
+"""Hosts of a Ray cluster on one machine: network namespaces where they are allowed, else nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RAY = Path(sys.executable).parent / "ray"
+PORT = 6389
+
+
+class Hosts(Protocol):
+    """A head that the driver runs on, without CPUs for workers, and hosts with one CPU each."""
+
+    address: str
+    """Of the cluster, for ``RAY_ADDRESS``."""
+    kind: str
+    """In words."""
+
+    def add(self) -> None:
+        """Start a host, and wait until it has joined."""
+
+    def lose(self, which: int) -> None:
+        """Kill everything that runs on one of the hosts, all at once, its connections too."""
+
+    def names(self) -> list[str]:
+        """The hosts that are up."""
+
+    def command(self, words: list[str]) -> list[str]:
+        """A command that runs on the head."""
+
+
+@contextlib.contextmanager
+def hosts(count: int) -> Iterator[Hosts]:
+    """A cluster of a head and so many hosts, for as long as this lasts."""
+    with _namespaces() if namespaces_allowed() else _nodes() as cluster:
+        for _ in range(count):
+            cluster.add()
+        yield cluster
+
+
+def namespaces_allowed() -> bool:
+    """Whether this process may make network namespaces."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    name = f"cdtest{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
+    if made:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+    return made
+
+
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+@dataclass
+class _Namespaces:
+    """Each host in a network namespace with an address of its own, on one bridge."""
+
+    kind = "network namespaces"
+    folder: Path
+    tag: str = field(default_factory=lambda: f"cd{os.getpid() % 100_000}")
+    up: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    made: int = 0
+
+    @property
+    def address(self) -> str:
+        return f"10.213.0.1:{PORT}"
+
+    def start_head(self) -> None:
+        _ip("link", "add", self.tag, "type", "bridge")
+        _ip("address", "add", "10.213.0.254/24", "dev", self.tag)  # for this process
+        _ip("link", "set", self.tag, "up")
+        self._start("--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false",
+                    f"--temp-dir={self.folder}")  # fmt: skip
+
+    def add(self) -> None:
+        self._start(f"--address={self.address}", "--num-cpus=1")
+
+    def _start(self, *words: str) -> None:
+        self.made += 1
+        name, link = f"{self.tag}n{self.made}", f"{self.tag}v{self.made}"
+        ip = f"10.213.0.{self.made}"
+        _ip("netns", "add", name)
+        _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
+        _ip("link", "set", link, "master", self.tag, "up")
+        for setting in (f"addr add {ip}/24 dev eth0", "link set eth0 up", "link set lo up"):
+            _ip("-n", name, *setting.split())
+        self.up[name] = subprocess.Popen(
+            ["ip", "netns", "exec", name, str(RAY), "start", "--block", "--disable-usage-stats",
+             f"--node-ip-address={ip}", *words],
+            env=_environment(GLOO_SOCKET_IFNAME="eth0",
+                             CIFAR_DIST_CACHE=str(self.folder / f"cache-{name}")),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        self._wait_until_joined(ip)
+
+    def _wait_until_joined(self, ip: str) -> None:
+        from ray._raylet import GcsClient
+
+        def joined() -> bool:
+            try:
+                nodes = GcsClient(address=self.address).get_all_node_info(timeout=2).values()
+            except Exception:  # the head is not there yet
+                return False
+            return any(node.state == 0 and node.node_manager_address == ip for node in nodes)
+
+        _wait(joined)
+
+    def names(self) -> list[str]:
+        return list(self.up)[1:]
+
+    def lose(self, which: int) -> None:
+        name = self.names()[which]
+        _ip("-n", name, "link", "set", "eth0", "down")  # nobody hears of the end
+        self._end(name)
+
+    def _end(self, name: str) -> None:
+        for pid in _ip("netns", "pids", name).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        self.up.pop(name).wait()
+        # A namespace lives on until its last process is gone for good.
+        _ip("link", "delete", name.replace("n", "v"))
+        _ip("netns", "delete", name)
+
+    def command(self, words: list[str]) -> list[str]:
+        return ["ip", "netns", "exec", next(iter(self.up)), *words]
+
+    def stop(self) -> None:
+        for name in reversed(list(self.up)):
+            self._end(name)
+        _ip("link", "delete", self.tag)
+
+
+@contextlib.contextmanager
+def _namespaces() -> Iterator[_Namespaces]:
+    # Short: names of sockets are.
+    with tempfile.TemporaryDirectory(prefix="cd", ignore_cleanup_errors=True) as folder:
+        cluster = _Namespaces(Path(folder))
+        try:
+            cluster.start_head()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+@dataclass
+class _Nodes:
+    """Each host a Ray node of its own, all at one address."""
+
+    kind = "nodes at one address"
+    cluster: Any
+    up: list[Any] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add(self) -> None:
+        self.up.append(self.cluster.add_node(num_cpus=1))
+        self.cluster.wait_for_nodes()
+
+    def lose(self, which: int) -> None:
+        self.cluster.remove_node(self.up.pop(which), allow_graceful=False)
+
+    def names(self) -> list[str]:
+        return [str(node.node_id) for node in self.up]
+
+    def command(self, words: list[str]) -> list[str]:
+        return words
+
+
+@contextlib.contextmanager
+def _nodes() -> Iterator[_Nodes]:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    try:
+        yield _Nodes(cluster)
+    finally:
+        cluster.shutdown()
+
+
+def _environment(**more: str) -> dict[str, str]:
+    # No cluster outside this machine is spoken to, and no token of a person's is used.
+    return {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", **more}
+
+
+def _wait(ready: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, "the cluster does not come up"
+        time.sleep(0.5)
