@@ -14,7 +14,7 @@ from cifar_dist import __version__
 from cifar_dist.cli import parse_train, run_command
 from cifar_dist.cluster.progress import Display, duration
 from cifar_dist.config import TrainConfig
-from cifar_dist.errors import Interrupted, RunFailed, UserError
+from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
 from cifar_dist.events import Event, Listener, Order, ignore
 from cifar_dist.launching import (
     check_weights,
@@ -84,7 +84,9 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
     except RunFailed as error:
         with contextlib.suppress(RunFailed):  # no room for that either
             summarise("failed")
-        raise RunFailed(f"{error}\n{go_on}") from error
+        if isinstance(error, Diverged):  # going on as before would end there again
+            go_on += " --on-nonfinite skip"
+        raise type(error)(f"{error}\n{go_on}") from error
     return Trained(run, outcome, summarise("completed", outcome))
 
 

@@ -63,10 +63,7 @@ class StopOnNonFinite(Callback):
         last = (
             f"the last good checkpoint is {checkpoints[0]}" if checkpoints else "no checkpoint yet"
         )
-        return (
-            f"{what}; {last}; lower --lr, change --precision, or go on without such updates with "
-            "--on-nonfinite skip"
-        )
+        return f"{what}; {last}; lower --lr, change --precision, or leave such updates out"
 
 
 class _Copy:

@@ -21,13 +21,15 @@ from cifar_dist.runs import TIMING_METRICS, RunDirectory
 from tests.faults.hosts import Hosts, _environment
 from tests.processes import descendants
 
-KINDS = ("worker", "all workers", "controller", "driver", "node")
+KINDS = ("worker", "all workers", "controller", "driver", "node", "interrupt", "preemption")
 WORKERS = 2
 SETTINGS = {"dataset": "digits", "num_workers": WORKERS, "batch_size": 150,
             "checkpoint_every": "4s", "max_failures": 10}  # fmt: skip
 STEPS = 9
 """Of an epoch: 1,350 images."""
-RUN_TIMEOUT_S = 600
+RUN_TIMEOUT_S = 900
+NOTICE_S = 15
+"""Between the notice that a node is about to go, and its end."""
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Fault:
     """...and so many seconds."""
     which: int
     """Of several that could be killed."""
+    was_at: int = -1
+    """The step that was last told of before it."""
     restarts: int = 0
     detected: float | None = None
     """Seconds from the kill until the driver says that workers were lost."""
@@ -154,7 +158,7 @@ def run(
     until = time.monotonic() + RUN_TIMEOUT_S
     driver = _Driver(cluster, config)
     position, due = -1, None
-    missing_hosts = 0
+    missing_hosts, leaving, leaves_at = 0, None, 0.0
     try:
         while True:
             for event in driver.events(until):
@@ -166,16 +170,27 @@ def run(
                         for _ in range(missing_hosts):
                             cluster.add()
                         missing_hosts = 0
+                if leaving is not None and now >= leaves_at:
+                    cluster.lose(leaving)
+                    cluster.add()
+                    leaving = None
                 training = event is not None and event["kind"] == "step"
                 if waiting and due is None and training and position >= waiting[0].step:
                     due = now + waiting[0].delay
                 if due is not None and now >= due:
                     fault, due = waiting.pop(0), None
+                    fault.was_at = position
                     open_faults.append((fault, time.monotonic(), position))
                     if fault.kind == "driver":
-                        _kill(driver.process.pid, "tests.faults.driver")
+                        _signal(driver.process.pid, signal.SIGKILL)
+                    elif fault.kind == "interrupt":
+                        _signal(driver.process.pid, signal.SIGINT)
+                    elif fault.kind == "preemption":
+                        leaving = cluster.names()[fault.which % len(cluster.names())]
+                        leaves_at = time.monotonic() + NOTICE_S
+                        cluster.notice(leaving, NOTICE_S)
                     elif fault.kind == "node":
-                        cluster.lose(fault.which % len(cluster.names()))
+                        cluster.lose(cluster.names()[fault.which % len(cluster.names())])
                         if ":" in str(config["num_workers"]):
                             missing_hosts += 1  # the run goes on without, and a new one joins it
                         else:
@@ -185,7 +200,7 @@ def run(
             code = driver.process.wait()
             if code == 0:
                 break
-            assert code == -signal.SIGKILL, (code, driver.process.stderr.read())
+            assert code in (-signal.SIGKILL, 130), (code, driver.process.stderr.read())
             driver = _Driver(cluster, {**config, "resume": True})
     finally:
         if driver.process.poll() is None:
@@ -227,8 +242,8 @@ def _kill_in_cluster(fault: Fault) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _kill(pid: int, title: str) -> None:
-    """Kill the process of that title that a process has started, or is."""
+def _signal(pid: int, signum: int) -> None:
+    """Send a signal to the driver, which may be a process or its child."""
     for each, name in descendants(pid).items():
-        if title in name:
-            os.kill(each, signal.SIGKILL)
+        if "tests.faults.driver" in name:
+            os.kill(each, signum)

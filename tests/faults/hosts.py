@@ -31,8 +31,11 @@ class Hosts(Protocol):
     def add(self) -> None:
         """Start a host, and wait until it has joined."""
 
-    def lose(self, which: int) -> None:
+    def lose(self, name: str) -> None:
         """Kill everything that runs on one of the hosts, all at once, its connections too."""
+
+    def notice(self, name: str, seconds: float) -> None:
+        """Say, as a cloud does, that one of the hosts will be gone in so many seconds."""
 
     def names(self) -> list[str]:
         """The hosts that are up."""
@@ -122,10 +125,17 @@ class _Namespaces:
     def names(self) -> list[str]:
         return list(self.up)[1:]
 
-    def lose(self, which: int) -> None:
-        name = self.names()[which]
+    def lose(self, name: str) -> None:
         _ip("-n", name, "link", "set", "eth0", "down")  # nobody hears of the end
         self._end(name)
+
+    def notice(self, name: str, seconds: float) -> None:
+        from ray._raylet import GcsClient
+
+        ip = f"10.213.0.{name.rpartition('n')[2]}"
+        for node_id, node in GcsClient(address=self.address).get_all_node_info().items():
+            if node.node_manager_address == ip:
+                _drain(self.address, node_id.hex(), seconds)
 
     def _end(self, name: str) -> None:
         for pid in _ip("netns", "pids", name).split():
@@ -173,8 +183,12 @@ class _Nodes:
         self.up.append(self.cluster.add_node(num_cpus=1))
         self.cluster.wait_for_nodes()
 
-    def lose(self, which: int) -> None:
-        self.cluster.remove_node(self.up.pop(which), allow_graceful=False)
+    def lose(self, name: str) -> None:
+        node = self.up.pop(self.names().index(name))
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def notice(self, name: str, seconds: float) -> None:
+        _drain(self.address, name, seconds)
 
     def names(self) -> list[str]:
         return [str(node.node_id) for node in self.up]
@@ -194,6 +208,16 @@ def _nodes() -> Iterator[_Nodes]:
         yield _Nodes(cluster)
     finally:
         cluster.shutdown()
+
+
+def _drain(address: str, node_id: str, seconds: float) -> None:
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + seconds) * 1000)
+    accepted, why = GcsClient(address=address).drain_node(node_id, reason, "a test", deadline_ms)
+    assert accepted, why
 
 
 def _environment(**more: str) -> dict[str, str]:

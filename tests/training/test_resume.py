@@ -6,8 +6,6 @@ import os
 import pickle
 import random
 import re
-import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cifar_dist.config import TrainConfig
 from cifar_dist.errors import Interrupted, UserError
 from cifar_dist.runs import RunDirectory
-from cifar_dist.train import Trained, train
+from cifar_dist.train import Trained
 from cifar_dist.training.checkpoints import BadCheckpoint, checkpoint_as_bytes, read_checkpoint
-from tests.training.test_fit import without_timing
-
-STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def train_few(few_digits: Path) -> Callable[..., Trained]:
-    def train_few(folder: Path, name: str, listener=lambda event: None, **settings) -> Trained:
-        config = {
-            "data_dir": str(few_digits), "num_workers": 0, "batch_size": 24, "max_epochs": 3,
-            "flip": 0.0, "storage_path": str(folder), "name": name, **settings,
-        }  # fmt: skip
-        return train(TrainConfig(**config), listener)
-
-    return train_few
+from tests.training.small import STEPS, SignalAt, TrainFew, same, small_network
 
 
 class Noisy(nn.Module):
@@ -57,41 +40,20 @@ class Noisy(nn.Module):
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_and_noisy():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cifar_dist.training.fit.resnet18", lambda *args: Noisy())
-        patch.setattr("cifar_dist.training.callbacks.SECONDS_BETWEEN_STEP_EVENTS", 0)
+    with small_network(Noisy):
         yield
 
 
 @pytest.fixture(scope="module")
-def undisturbed(train_few, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def undisturbed(train_few: TrainFew, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     trained = train_few(tmp_path_factory.mktemp("runs"), "undisturbed")
     assert trained.outcome.history[-1]["step"] == 3 * STEPS
     return trained
 
 
-class SignalAt:
-    """A listener that sends this process a signal, as a person would, at a step of an epoch."""
-
-    def __init__(self, epoch: int, step: int, times: int = 1) -> None:
-        self.where, self.times, self.heard = (epoch, step), times, []
-
-    def __call__(self, event: dict) -> None:
-        self.heard.append(event)
-        if event["kind"] == "step" and (event["epoch"], event["step"]) == self.where:
-            for _ in range(self.times):
-                os.kill(os.getpid(), signal.SIGINT)
-
-
-def same(resumed: Trained, undisturbed: Trained) -> None:
-    assert without_timing(resumed.run) == without_timing(undisturbed.run)
-    assert resumed.outcome.weights_sha256 == undisturbed.outcome.weights_sha256
-    assert resumed.summary["test_loss"] == undisturbed.summary["test_loss"]
-
-
 @pytest.mark.parametrize(("epoch", "step"), [(1, 1), (1, STEPS - 1), (2, 4), (2, STEPS), (3, 5)])
 def test_an_interrupted_run_goes_on_in_the_middle_of_its_epoch(
-    train_few, undisturbed: Trained, tmp_path: Path, epoch: int, step: int
+    train_few: TrainFew, undisturbed: Trained, tmp_path: Path, epoch: int, step: int
 ) -> None:
     stop = SignalAt(epoch, step)
     with pytest.raises(Interrupted, match="to go on: "):
@@ -110,7 +72,7 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_its_epoch(
 
 
 def test_twice_interrupted_stops_without_a_checkpoint(
-    train_few, undisturbed: Trained, tmp_path: Path
+    train_few: TrainFew, undisturbed: Trained, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
         train_few(tmp_path, "cut", SignalAt(2, 3, times=2))
@@ -120,7 +82,7 @@ def test_twice_interrupted_stops_without_a_checkpoint(
 
 
 def test_checkpoints_by_steps_change_no_bit_and_are_gone_on_from(
-    train_few, undisturbed: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train_few: TrainFew, undisturbed: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(event: dict) -> None:
         if event["kind"] == "step" and (event["epoch"], event["step"]) == (2, 5):
@@ -134,7 +96,7 @@ def test_checkpoints_by_steps_change_no_bit_and_are_gone_on_from(
 
 
 def test_the_best_weights_are_mended_after_a_kill_between_the_files(
-    train_few, undisturbed: Trained, tmp_path: Path
+    train_few: TrainFew, undisturbed: Trained, tmp_path: Path
 ) -> None:
     done = train_few(tmp_path, "done")
     before = done.run.model_file.read_bytes()
@@ -191,7 +153,7 @@ DAMAGES = ["cut to half", "a flipped byte", "another model", "another run", "a p
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_bad_checkpoint_is_reported_and_the_one_before_it_used(
-    train_few, undisturbed: Trained, tmp_path: Path, how: str
+    train_few: TrainFew, undisturbed: Trained, tmp_path: Path, how: str
 ) -> None:
     with pytest.raises(Interrupted):
         train_few(tmp_path, "cut", SignalAt(3, 2))
@@ -211,7 +173,9 @@ def test_a_bad_checkpoint_is_reported_and_the_one_before_it_used(
     same(resumed, undisturbed)
 
 
-def test_where_no_checkpoint_can_be_used_nothing_is_touched(train_few, tmp_path: Path) -> None:
+def test_where_no_checkpoint_can_be_used_nothing_is_touched(
+    train_few: TrainFew, tmp_path: Path
+) -> None:
     with pytest.raises(Interrupted):
         train_few(tmp_path, "cut", SignalAt(2, 2))
     run = RunDirectory.at(str(tmp_path), "cut")

@@ -1,0 +1,179 @@
+"""A loss that is no longer finite: the run stops at that step, or goes on without it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cifar_dist.errors import Diverged, Interrupted
+from cifar_dist.runs import RunDirectory
+from cifar_dist.training.checkpoints import read_checkpoint
+from cifar_dist.training.nonfinite import StopOnNonFinite
+from tests.conftest import ROOT
+from tests.training.small import STEPS, SignalAt, TrainFew, small_network
+
+
+class Breaking(nn.Module):
+    """A small network whose training passes (0-based, over all networks) in ``breaks`` fail."""
+
+    breaks: range = range(0)
+    seen: list[dict[str, torch.Tensor]] = []  # noqa: RUF012
+    """What the weights and statistics were before each training pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=4)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8 * 16, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen.append({name: value.clone() for name, value in self.state_dict().items()})
+            if len(self.seen) - 1 in self.breaks:
+                images = images * float("nan")
+        hidden = F.relu(self.bn1(self.conv1(images)))
+        return self.fc(F.adaptive_avg_pool2d(hidden, 4).flatten(1))
+
+
+@pytest.fixture(autouse=True)
+def _breaking(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Breaking, "seen", [])
+    with small_network(Breaking):
+        yield
+
+
+def break_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    monkeypatch.setattr(Breaking, "breaks", steps)
+
+
+def test_the_run_stops_at_that_step_and_names_the_last_good_checkpoint(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_at(monkeypatch, STEPS + 3)
+    with pytest.raises(Diverged) as raised:
+        train_few(tmp_path, "broken", checkpoint_every="4s")
+    run = RunDirectory.at(str(tmp_path), "broken")
+    last = run.checkpoint(2, 2)
+    said = str(raised.value)
+    assert f"the loss is nan at step {STEPS + 4} (epoch 2, lr 0.001)" in said
+    assert f"the last good checkpoint is {last}" in said
+    assert "to go on: python -m cifar_dist.train --name broken --resume" in said
+    assert len(Breaking.seen) == STEPS + 4  # not one step more
+    assert run.read_summary()["status"] == "failed"
+    assert all(torch.isfinite(v).all() for v in read_checkpoint(last)["state_dict"].values())
+
+
+def test_before_the_first_checkpoint_there_is_none_to_name(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_at(monkeypatch, 1)
+    with pytest.raises(Diverged, match=r"at step 2 \(epoch 1.*no checkpoint yet"):
+        train_few(tmp_path, "broken")
+
+
+def test_what_is_looked_at_late_is_still_seen_before_it_is_saved(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a GPU, where a step's loss is looked at when the next one begins.
+    look = StopOnNonFinite._look
+    late: list[str] = []
+
+    def looking(self) -> None:
+        frame = sys._getframe(1).f_code.co_name
+        if frame == "on_before_backward" and self._unseen is not None and frame not in late:
+            late.append(frame)
+            return  # the look right behind a loss; the next call is the next step's
+        late.clear()
+        look(self)
+
+    monkeypatch.setattr(StopOnNonFinite, "_look", looking)
+    break_at(monkeypatch, 3)
+    with pytest.raises(Diverged, match=r"the loss is nan at step 4 \(epoch 1"):
+        train_few(tmp_path, "broken", checkpoint_every="4s")
+    assert RunDirectory.at(str(tmp_path), "broken").checkpoints_newest_first() == []
+
+
+def test_skipping_leaves_out_the_update_and_the_statistics(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_at(monkeypatch, 2, STEPS + 1)
+    trained = train_few(tmp_path, "skipping", on_nonfinite="skip")
+    assert trained.summary["skipped_updates"] == 2
+    assert trained.summary["status"] == "completed"
+    # An image that was not learned from is not counted: 24 less in the first two epochs.
+    assert [row["samples"] for row in trained.outcome.history] == [120, 240, 384]
+    seen = Breaking.seen
+    for name in seen[0]:
+        assert torch.equal(seen[3][name], seen[2][name]), name
+    assert not torch.equal(seen[4]["conv1.weight"], seen[3]["conv1.weight"])
+    assert not torch.equal(seen[4]["bn1.running_mean"], seen[3]["bn1.running_mean"])
+
+
+def test_skipped_updates_are_counted_over_a_resume(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_at(monkeypatch, 2, STEPS + 4)
+    with pytest.raises(Interrupted):
+        train_few(tmp_path, "skipping", SignalAt(2, 2), on_nonfinite="skip")
+    resumed = train_few(tmp_path, "skipping", resume=True, on_nonfinite="skip")
+    assert resumed.summary["skipped_updates"] == 2
+
+
+def test_an_epoch_without_any_finite_loss_ends_the_run(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_at(monkeypatch, *range(STEPS, 3 * STEPS))
+    with pytest.raises(Diverged, match="no step of epoch 2 had a finite loss"):
+        train_few(tmp_path, "broken", on_nonfinite="skip")
+
+
+def test_finite_runs_do_not_depend_on_what_would_be_done(
+    train_few: TrainFew, tmp_path: Path
+) -> None:
+    stop = train_few(tmp_path, "stop")
+    skip = train_few(tmp_path, "skip", on_nonfinite="skip")
+    assert skip.outcome.weights_sha256 == stop.outcome.weights_sha256
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=200m none {disk} &&
+{python} -m cifar_dist.train --dataset digits --num-workers 0 --batch-size 1350 --max-epochs 4 \
+    --storage-path {disk} --name full
+code=$?
+{python} -c "
+import sys
+from pathlib import Path
+from cifar_dist.training.checkpoints import read_checkpoint
+files = sorted(file.name for file in Path('{disk}/full/checkpoints').iterdir())
+assert read_checkpoint('{disk}/full/checkpoints/epoch-0001.ckpt')['epoch'] == 0
+print('left', *files)
+"
+exit $code
+"""
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_checkpoint_before_is_intact(
+    tmp_path: Path,
+) -> None:
+    apart = ["unshare", "--map-root-user", "--user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], check=False).returncode:
+        pytest.skip("a small disk of its own: this user may not mount one")
+    # A ResNet-18's checkpoint has 134 MB: the first one fits, and nothing beside it.
+    (tmp_path / "disk").mkdir()
+    script = FULL_DISK.format(disk=tmp_path / "disk", python=sys.executable)
+    done = subprocess.run(
+        [*apart, "bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1, done.stderr
+    assert "left epoch-0001.ckpt\n" in done.stdout
+    line, go_on = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert "cannot be written (No space left on device)" in line
+    assert go_on.startswith("to go on: python -m cifar_dist.train --name full --resume")
