@@ -112,3 +112,18 @@ def test_every_setting_is_documented_and_checked_by_type() -> None:
 def test_whole_numbers_in_files_are_decimal(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("seed: 08\nmax_epochs: 010\n")
     assert read_settings(tmp_path / "my.yaml") == {"seed": 8, "max_epochs": 10}
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "steps"), [(1, 1, None), ("3", 3, None), ("200s", None, 200)]
+)
+def test_checkpoints_are_counted_in_epochs_or_steps(every, epochs, steps) -> None:
+    config = TrainConfig(checkpoint_every=every)
+    assert (config.checkpoint_epochs, config.checkpoint_steps) == (epochs, steps)
+    assert make_config({**config.to_dict()}) == config
+
+
+@pytest.mark.parametrize("every", [0, "0s", "s", "s200", "200S", "1.5", "-1", "", "200 s"])
+def test_other_distances_between_checkpoints_are_refused(every) -> None:
+    with pytest.raises(UserError, match=r"--checkpoint-every .*must be a number of epochs"):
+        TrainConfig(checkpoint_every=every)

@@ -227,9 +227,9 @@ def test_a_worker_that_raises_is_shown_once_and_exits_1(tmp_path: Path) -> None:
     assert summary["status"] == "failed"
 
 
-@pytest.mark.parametrize(("workers", "signum"), [("0", signal.SIGTERM), ("2", signal.SIGINT)])
-def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, workers: str, signum: int) -> None:
-    words = ["--dataset", "digits", "--num-workers", workers, "--name", "cut"]
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    # With workers under Ray the faults suite does it.
+    words = ["--dataset", "digits", "--num-workers", "0", "--name", "cut"]
     running = subprocess.Popen(
         [sys.executable, "-m", "cifar_dist.train", *words],
         cwd=tmp_path,
@@ -245,7 +245,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, workers: str, sign
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    running.send_signal(signum)
+    running.send_signal(signal.SIGTERM)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert err.splitlines() == [

@@ -22,17 +22,17 @@ import ray.train
 import ray.train.collective
 from ray._private import state as cluster_state
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
-from cifar_dist.cluster.controller import Watch
+from cifar_dist.cluster.controller import LeanTorchTrainer, Watch, what_failed
 from cifar_dist.cluster.mailbox import Orders, make_mailbox
 from cifar_dist.cluster.session import Resources, worker_resources
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config import TrainConfig
-from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
+from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.events import INTERRUPTED, Event, Listener, Order
 from cifar_dist.runs import Outcome, RunDirectory
 
@@ -45,14 +45,11 @@ RESIZE_INTERVAL_S = 10
 """How often an elastic run looks whether it could have more workers."""
 LOOK_FOR_NOTICES_S = 5
 """How often nodes are asked whether they are about to go."""
-RAY_SETTINGS = {
-    # How soon a dead worker is noticed. Ray's own: 2.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # How long to wait for workers' places. Ray's own is 60, and for 20 s after a node's loss it
-    # still counts on that node; what does not come up is asked for again.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-}
-"""Environment variables of Ray Train that differ from its own defaults, unless they are set."""
+NOTICE_DEATH_S = 0.5
+"""How soon Ray Train is to notice a dead worker; by itself it looks every 2 s."""
+ELASTIC_PLACE_S = 30
+"""How long an elastic run waits for its workers' places before it settles for fewer. Ray's own is
+60; for 20 s after a node's loss it still counts on that node."""
 
 
 class StoppedByScheduler(Exception):
@@ -137,7 +134,7 @@ def _on_each_worker(settings: dict[str, Any]) -> Outcome | None:
     except Exception as error:
         rank = ray.train.get_context().get_world_rank()
         event: Event = {"kind": "raised", "message": f"worker {rank}: {traceback.format_exc()}"}
-        if isinstance(error, UserError | Diverged):
+        if isinstance(error, UserError | RunFailed):
             event = {"kind": "hopeless", "error": error}
         ray.get(work.mailbox.put.remote(event))  # waited for: this process may end next
         raise
@@ -168,14 +165,15 @@ def train_on_ray(
 
     Raises:
         UserError: what a worker found wrong with configuration or data.
-        RunFailed: the run failed after ``config.max_failures`` restarts, or diverged.
+        RunFailed: the run failed after ``config.max_failures`` restarts, or in a way that none
+            mends: it diverged, or a file cannot be written.
         Interrupted: as ``KeyboardInterrupt`` and itself, when one of them is raised here; the
             workers have saved a checkpoint. A second one is raised on at once.
     """
     is_trial = mailbox is not None
     mailbox = mailbox or make_mailbox()
     work = Work(config, run, dataset_fingerprint, launched, mailbox, is_trial)
-    for name, value in RAY_SETTINGS.items():
+    for name, value in ray_settings(config).items():
         os.environ.setdefault(name, value)
     lost = 0
 
@@ -196,6 +194,17 @@ def train_on_ray(
             listen({"kind": "lost", "message": "the process of Ray Train's controller died"})
 
 
+def ray_settings(config: TrainConfig) -> dict[str, str]:
+    """Environment variables of Ray Train that differ from its own defaults, unless they are set."""
+    settings = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(NOTICE_DEATH_S)}
+    if config.elastic:
+        settings["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ELASTIC_PLACE_S)
+    if sum(node["Alive"] for node in ray.nodes()) == 1:
+        # A process that looks for nodes that are about to go; the only one takes it along.
+        settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    return settings
+
+
 class _Attempt:
     """A call of ``TorchTrainer.fit``: ends when training does, or its controller dies."""
 
@@ -207,7 +216,7 @@ class _Attempt:
         self._marked: Resources = {**worker_resources(config), "memory": random.randint(1, 2**20)}
         # A name that was used before would make Ray restore what it finds under it.
         shutil.rmtree(work.run.path / RAY_FOLDER, ignore_errors=True)
-        self._trainer = TorchTrainer(
+        self._trainer = LeanTorchTrainer(
             _on_each_worker,
             train_loop_config={"work": work, "worker": worker},
             torch_config=TorchConfig(backend=_backend(config)),
@@ -263,7 +272,7 @@ class _Attempt:
         if isinstance(running.error, RayActorError):
             raise running.error
         if running.error is not None:
-            said = self._raised[0].strip() if self._raised else _cause(running.error)
+            said = self._raised[0].strip() if self._raised else what_failed(running.error)
             raise RunFailed(said) from running.error
         outcome: Outcome | None = running.result and running.result.return_value
         if outcome is None and stop_at is not None:
@@ -326,10 +335,3 @@ def _backend(config: TrainConfig) -> str | None:
     """NCCL refuses two ranks on one GPU, which fractions may give; None leaves it to Ray."""
     assert config.gpus_per_worker is not None  # settled when the config was made
     return "gloo" if 0 < config.gpus_per_worker < 1 else None
-
-
-def _cause(error: BaseException) -> str:
-    """What ended workers that could say nothing, e.g. because they were killed."""
-    if isinstance(error, WorkerGroupError):
-        return "\n".join(f"worker {rank}: {e}" for rank, e in error.worker_failures.items())
-    return str(error).strip() or type(error).__name__

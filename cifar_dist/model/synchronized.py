@@ -82,8 +82,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        # None is torch's way to ask for the mean over all batches.
-        momentum = self.momentum or 1 / float(self.num_batches_tracked)
+        momentum = self.momentum
+        if momentum is None:  # torch's way to ask for the mean over all batches
+            momentum = 1.0 / float(self.num_batches_tracked)
         unbiased = variance * (count / (count - 1))
         with torch.no_grad():
             for running, seen in ((self.running_mean, mean), (self.running_var, unbiased)):

@@ -20,6 +20,8 @@ EVENTS = [
     {**STEP, "epoch": 1},
     {"kind": "epoch", "epoch": 1, **ROW},
     {**STEP, "epoch": 2},
+    {"kind": "lost", "message": "worker 1 of 2: its process died"},
+    {"kind": "warning", "message": "checkpoint epoch-0002.ckpt is damaged"},
     {"kind": "start", "world_size": 1, "checkpoint": "epoch-0001.ckpt"},
     {**STEP, "epoch": 2},
     {"kind": "epoch", "epoch": 2, **ROW},
@@ -43,9 +45,13 @@ def test_a_pipe_gets_a_plain_line_an_epoch() -> None:
         "1,234 images/s  "
     )
     assert lines[2].endswith(" left")
-    assert lines[3] == "restarted with 1 workers from epoch-0001.ckpt"
-    assert lines[4].endswith("0:00 left")
-    assert len(lines) == 5
+    assert lines[3:6] == [
+        "workers lost: worker 1 of 2: its process died",
+        "checkpoint epoch-0002.ckpt is damaged",
+        "restarted with 1 workers from epoch-0001.ckpt",
+    ]
+    assert lines[6].endswith("0:00 left")
+    assert len(lines) == 7
     assert "\r" not in stream.getvalue()
 
 

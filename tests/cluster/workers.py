@@ -59,16 +59,16 @@ def raising_worker(work: Work) -> Outcome:
     raise AssertionError
 
 
-def killed_worker(work: Work) -> Outcome:
-    """Train, but the first time rank 1 is killed at the first epoch's end."""
+def killed_worker(work: Work) -> Outcome | None:
+    """Train, but the first time rank 1 is killed behind the fifth step."""
     from cifar_dist.training import callbacks
 
     marker: Path = work.run.path / "killed"
 
     class Killed(callbacks.Record):
-        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            super().on_train_epoch_end(trainer, pl_module)
-            if trainer.global_rank == 1 and trainer.current_epoch == 0 and not marker.exists():
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            super().on_train_batch_end(trainer, *args)
+            if trainer.global_rank == 1 and trainer.global_step == 5 and not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import tempfile
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.campaign import KINDS, WORKERS, Fault, Run, draw, draw_kinds, run
+from tests.faults.campaign import KINDS, STEPS, WORKERS, Fault, Run, draw, draw_kinds, run
 from tests.faults.hosts import Hosts, hosts
 
 EPOCHS = 5
@@ -23,68 +24,79 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="faults in all")
     parser.add_argument("--seed", type=int, default=0, help="of kinds and moments")
     chosen = parser.parse_args()
+    say = functools.partial(print, flush=True)
     with tempfile.TemporaryDirectory() as folder, hosts(WORKERS) as cluster:
-        print(f"hosts: {cluster.kind}; seed {chosen.seed}", flush=True)
-        return campaign(cluster, Path(folder), chosen.kills, chosen.seed, print)
+        say(f"hosts: {cluster.kind}; seed {chosen.seed}")
+        return int(campaign(cluster, Path(folder), chosen.kills, chosen.seed, say) > 0)
 
 
 def campaign(
     cluster: Hosts, folder: Path, kills: int, seed: int, say: Callable[[str], None]
 ) -> int:
-    """Runs with faults until there were enough, against one without; says a table."""
+    """Runs with faults until there were enough, each against one without; says a table.
+
+    Every second run is elastic: a lost node shrinks it, and the next one lets it grow. It has
+    ``--sync-batchnorm``, so that its weights too must come out to the bit.
+
+    Returns:
+        How many runs ended otherwise than they must.
+    """
     began = time.monotonic()
     undisturbed = run(cluster, folder, "undisturbed", EPOCHS)
-    say(f"undisturbed: {EPOCHS} epochs, 2 workers, {time.monotonic() - began:.0f} s, "
-        f"weights {undisturbed.weights_sha256[:12]}")  # fmt: skip
-    say(f"{'fault':<12} {'at step':>8} {'workers':>8} {'restarts':>8} {'detected':>9} "
-        f"{'restarted':>9} {'caught up':>9} {'lost, s':>8}  end")  # fmt: skip
+    elastic = {"sync_batchnorm": True, "num_workers": f"1:{WORKERS}"}
+    synchronized = undisturbed
+    if kills > KILLS_PER_RUN:
+        synchronized = run(cluster, folder, "synchronized", EPOCHS, sync_batchnorm=True)
+    say(f"undisturbed: {EPOCHS} epochs of {STEPS} steps, {WORKERS} workers, weights "
+        f"{undisturbed.weights_sha256[:12]}; with --sync-batchnorm "
+        f"{synchronized.weights_sha256[:12]}")  # fmt: skip
+    say("| fault | at step | workers | restarts | noticed, s | restarted, s | caught up, s | "
+        "lost, s | end |")  # fmt: skip
+    say("|---|---|---|---|---|---|---|---|---|")
     wrong, all_faults = 0, []
     kinds = draw_kinds(seed, kills)
     for number in range(0, kills, KILLS_PER_RUN):
-        some = kinds[number : number + KILLS_PER_RUN]
-        # Every second run is elastic: a lost node shrinks it, and the next one lets it grow.
-        elastic = number // KILLS_PER_RUN % 2 == 1
+        second = number // KILLS_PER_RUN % 2 == 1
+        faults = draw(seed * 1000 + number, kinds[number : number + KILLS_PER_RUN], EPOCHS * STEPS)
         ended = run(
-            cluster, folder, f"faults{number}", EPOCHS,
-            draw(seed * 1000 + number, some, EPOCHS * 9),
-            num_workers=f"1:{WORKERS}" if elastic else WORKERS,
-        )  # fmt: skip
-        good, end = verdict(ended, undisturbed)
+            cluster, folder, f"faults{number}", EPOCHS, faults, **(elastic if second else {})
+        )
+        good, end = verdict(ended, synchronized if second else undisturbed)
         wrong += not good
         all_faults += ended.faults
         for fault in ended.faults:
-            say(row(fault, "1:2" if elastic else "2", end))
+            say(row(fault, f"1:{WORKERS}" if second else str(WORKERS), end))
     for kind in KINDS:
         if of_kind := [each for each in all_faults if each.kind == kind]:
             say(summary(kind, of_kind))
-    say(f"{kills} kills, {time.monotonic() - began:.0f} s, {wrong} runs wrong")
-    return int(wrong > 0)
+    say(f"{kills} kills in {time.monotonic() - began:.0f} s; runs that ended wrong: {wrong}")
+    return wrong
 
 
 def verdict(ended: Run, undisturbed: Run) -> tuple[bool, str]:
     """Whether a run ended as it must, and how, in words."""
     if not ended.every_image_once:
         return False, "IMAGES NOT SEEN ONCE"
-    worlds = [row["world_size"] for row in ended.rows]
-    if worlds == [WORKERS] * EPOCHS:
-        same = ended.same_bits(undisturbed)
-        return same, "same bits, every image once" if same else "OTHER BITS"
-    return True, f"every image once; workers by epoch {' '.join(map(str, worlds))}"
+    if not ended.same_weights(undisturbed):
+        return False, "OTHER WEIGHTS"
+    if ended.workers != [WORKERS] * EPOCHS:
+        workers = " ".join(map(str, ended.workers))
+        return True, f"same weights, every image once; workers by epoch {workers}"
+    same = ended.same_history(undisturbed)
+    return same, "same weights and metrics.csv, every image once" if same else "OTHER METRICS"
 
 
 def row(fault: Fault, workers: str, end: str) -> str:
     """A fault as a line of the table."""
-    at, restart, lost = fault.detected, fault.restarted, fault.caught_up
+    noticed, restarted, lost = fault.detected, fault.restarted, fault.caught_up
     cells = [
-        f"{at:.1f}" if at else "-",
-        f"{restart - at:.1f}" if at and restart else "-",
-        f"{lost - restart:.1f}" if restart and lost else "-",
-        f"{lost:.1f}" if lost else "-",
-    ]
-    return (
-        f"{fault.kind:<12} {fault.step:>8} {workers:>8} {fault.restarts:>8} {cells[0]:>9} "
-        f"{cells[1]:>9} {cells[2]:>9} {cells[3]:>8}  {end}"
-    )
+        fault.kind, str(fault.was_at), workers, str(fault.restarts),
+        f"{noticed:.1f}" if noticed else "-",
+        f"{restarted - noticed:.1f}" if noticed and restarted else "-",
+        f"{lost - restarted:.1f}" if restarted and lost else "-",
+        f"{lost:.1f}" if lost else "-", end,
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
 
 
 def summary(kind: str, faults: list[Fault]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_dist.runs import TIMING_METRICS, RunDirectory
-from tests.faults.hosts import Hosts, _environment
+from tests.faults.hosts import Hosts, environment
 from tests.processes import descendants
 
 KINDS = ("worker", "all workers", "controller", "driver", "node", "interrupt", "preemption")
@@ -52,6 +52,8 @@ class Fault:
     """Until new workers begin to train."""
     caught_up: float | None = None
     """Until they are where the killed ones were."""
+    warned: bool = False
+    """Whether the driver said before the end of a host that it would go."""
 
 
 def draw(seed: int, kinds: Sequence[str], steps: int) -> list[Fault]:
@@ -77,6 +79,8 @@ class Run:
 
     directory: RunDirectory
     faults: list[Fault] = field(default_factory=list)
+    first_start: float = 0.0
+    """Seconds from the driver's plan to the workers' first start."""
 
     @property
     def weights_sha256(self) -> str:
@@ -96,9 +100,18 @@ class Run:
         epochs = json.loads((self.directory.path / "images.json").read_text())
         return all(epoch == {"0": 650, "1": 1350} for epoch in epochs)
 
-    def same_bits(self, other: Run) -> bool:
-        """Whether it ended with the weights and the history of another one."""
-        return (self.weights_sha256, self.rows) == (other.weights_sha256, other.rows)
+    @property
+    def workers(self) -> list[int]:
+        """How many workers each epoch had."""
+        return [row["world_size"] for row in self.rows]
+
+    def same_weights(self, other: Run) -> bool:
+        """Whether it ended with the weights of another one, to the bit."""
+        return self.weights_sha256 == other.weights_sha256
+
+    def same_history(self, other: Run) -> bool:
+        """Whether its ``metrics.csv`` is another's, timing aside, to the last digit."""
+        return self.rows == other.rows
 
 
 class _Driver:
@@ -108,7 +121,7 @@ class _Driver:
         words = [sys.executable, "-m", "tests.faults.driver", json.dumps(config)]
         self.process = subprocess.Popen(
             cluster.command(words),
-            env=_environment(RAY_ADDRESS=cluster.address, GLOO_SOCKET_IFNAME="eth0"),
+            env=environment(RAY_ADDRESS=cluster.address, GLOO_SOCKET_IFNAME="eth0"),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -153,60 +166,98 @@ def run(
     config = {**SETTINGS, **settings, "max_epochs": epochs, "storage_path": str(folder),
               "name": name}  # fmt: skip
     result = Run(RunDirectory.at(str(folder), name), list(faults))
-    waiting = list(faults)
-    open_faults: list[tuple[Fault, float, int]] = []
     until = time.monotonic() + RUN_TIMEOUT_S
     driver = _Driver(cluster, config)
-    position, due = -1, None
-    missing_hosts, leaving, leaves_at = 0, None, 0.0
+    happens = _Happening(cluster, list(faults), elastic=":" in str(config["num_workers"]))
+    planned = None
     try:
         while True:
             for event in driver.events(until):
-                now = time.monotonic()
-                if event is not None:
-                    position = _position(event, position)
-                    _account(event, position, now, open_faults)
-                    if event["kind"] == "start":
-                        for _ in range(missing_hosts):
-                            cluster.add()
-                        missing_hosts = 0
-                if leaving is not None and now >= leaves_at:
-                    cluster.lose(leaving)
-                    cluster.add()
-                    leaving = None
-                training = event is not None and event["kind"] == "step"
-                if waiting and due is None and training and position >= waiting[0].step:
-                    due = now + waiting[0].delay
-                if due is not None and now >= due:
-                    fault, due = waiting.pop(0), None
-                    fault.was_at = position
-                    open_faults.append((fault, time.monotonic(), position))
-                    if fault.kind == "driver":
-                        _signal(driver.process.pid, signal.SIGKILL)
-                    elif fault.kind == "interrupt":
-                        _signal(driver.process.pid, signal.SIGINT)
-                    elif fault.kind == "preemption":
-                        leaving = cluster.names()[fault.which % len(cluster.names())]
-                        leaves_at = time.monotonic() + NOTICE_S
-                        cluster.notice(leaving, NOTICE_S)
-                    elif fault.kind == "node":
-                        cluster.lose(cluster.names()[fault.which % len(cluster.names())])
-                        if ":" in str(config["num_workers"]):
-                            missing_hosts += 1  # the run goes on without, and a new one joins it
-                        else:
-                            cluster.add()
-                    else:
-                        _kill_in_cluster(fault)
+                happens.next(event, driver.process.pid)
+                if event is not None and event["kind"] == "plan":
+                    planned = planned or time.monotonic()
+                if event is not None and event["kind"] == "start" and not result.first_start:
+                    result.first_start = time.monotonic() - planned
             code = driver.process.wait()
             if code == 0:
                 break
-            assert code in (-signal.SIGKILL, 130), (code, driver.process.stderr.read())
+            said = driver.process.stderr.read()
+            assert code in (-signal.SIGKILL, 130), (code, said)
+            assert code != 130 or "to go on: python -m cifar_dist.train" in said, said
             driver = _Driver(cluster, {**config, "resume": True})
     finally:
         if driver.process.poll() is None:
             driver.process.kill()
-    assert not waiting, f"the run was over before {waiting}"
+    assert not happens.waiting, f"the run was over before {happens.waiting}"
+    for fault in faults:
+        assert fault.kind != "preemption" or fault.warned, "nothing was said of the notice"
     return result
+
+
+class _Happening:
+    """Makes faults happen when a run's events say that it is time, and notes what follows."""
+
+    def __init__(self, cluster: Hosts, faults: list[Fault], elastic: bool) -> None:
+        self.cluster, self.waiting, self.elastic = cluster, faults, elastic
+        self._position = -1
+        self._due: float | None = None
+        self._open: list[tuple[Fault, float]] = []
+        self._leaving: tuple[str, float] | None = None
+        self._missing_hosts = 0
+
+    def next(self, event: dict[str, Any] | None, driver: int) -> None:
+        """Take an event, or None where some time has passed."""
+        now = time.monotonic()
+        if event is not None:
+            self._position = _position(event, self._position)
+            self._account(event, now)
+            if event["kind"] == "start":
+                for _ in range(self._missing_hosts):
+                    self.cluster.add()
+                self._missing_hosts = 0
+            training = event["kind"] == "step" and self._due is None
+            if training and self.waiting and self._position >= self.waiting[0].step:
+                self._due = now + self.waiting[0].delay
+        if self._leaving is not None and now >= self._leaving[1]:
+            self.cluster.lose(self._leaving[0])
+            self.cluster.add()
+            self._leaving = None
+        if self._due is not None and now >= self._due:
+            fault, self._due = self.waiting.pop(0), None
+            fault.was_at = self._position
+            self._open.append((fault, time.monotonic()))
+            self._do(fault, driver)
+
+    def _do(self, fault: Fault, driver: int) -> None:
+        hosts = self.cluster.names()
+        if fault.kind in ("driver", "interrupt"):
+            _signal(driver, signal.SIGKILL if fault.kind == "driver" else signal.SIGINT)
+        elif fault.kind == "preemption":
+            self._leaving = hosts[fault.which % len(hosts)], time.monotonic() + NOTICE_S
+            self.cluster.notice(self._leaving[0], NOTICE_S)
+        elif fault.kind == "node":
+            self.cluster.lose(hosts[fault.which % len(hosts)])
+            if self.elastic:
+                self._missing_hosts += 1  # the run goes on without it, and another joins later
+            else:
+                self.cluster.add()
+        else:
+            _kill_in_cluster(fault)
+
+    def _account(self, event: dict[str, Any], now: float) -> None:
+        for fault, killed in list(self._open):
+            since = now - killed
+            if event["kind"] == "warning" and "is about to go" in event["message"]:
+                fault.warned = fault.warned or self._leaving is not None
+            if event["kind"] in ("lost", "plan"):  # a driver's successor begins with its plan
+                fault.detected = fault.detected or since
+            elif event["kind"] == "start":
+                fault.detected = fault.detected or since
+                fault.restarts += 1
+                fault.restarted = since
+            elif fault.restarts and self._position >= fault.was_at:
+                fault.caught_up = since
+                self._open.remove((fault, killed))
 
 
 def _position(event: dict[str, Any], before: int) -> int:
@@ -216,21 +267,6 @@ def _position(event: dict[str, Any], before: int) -> int:
     if event["kind"] == "epoch":
         return event["epoch"] * STEPS - 1
     return -1 if event["kind"] == "start" else before
-
-
-def _account(
-    event: dict[str, Any], position: int, now: float, open_faults: list[tuple[Fault, float, int]]
-) -> None:
-    for fault, killed, was_at in list(open_faults):
-        if event["kind"] in ("lost", "plan"):  # a killed driver's successor begins with its plan
-            fault.detected = fault.detected or now - killed
-        elif event["kind"] == "start":
-            fault.detected = fault.detected or now - killed
-            fault.restarts += 1
-            fault.restarted = now - killed
-        elif fault.restarts and position >= was_at:
-            fault.caught_up = now - killed
-            open_faults.remove((fault, killed, was_at))
 
 
 def _kill_in_cluster(fault: Fault) -> None:

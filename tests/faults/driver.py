@@ -6,8 +6,8 @@ import functools
 import json
 from typing import Any
 
-import cifar_dist.cluster.trainer
 from cifar_dist.cli import run_command
+from cifar_dist.cluster import trainer
 from cifar_dist.config import make_config
 from cifar_dist.train import train
 from tests.faults.workers import counting_worker
@@ -18,11 +18,9 @@ def tell(event: dict[str, Any]) -> None:
 
 
 def main(words: list[str]) -> None:
+    trainer.train_on_ray = functools.partial(trainer.train_on_ray, worker=counting_worker)
     train(make_config(json.loads(words[0])), tell)
 
 
 if __name__ == "__main__":
-    cifar_dist.cluster.trainer.train_on_ray = functools.partial(
-        cifar_dist.cluster.trainer.train_on_ray, worker=counting_worker
-    )
     run_command(main)

@@ -104,7 +104,7 @@ class _Namespaces:
         self.up[name] = subprocess.Popen(
             ["ip", "netns", "exec", name, str(RAY), "start", "--block", "--disable-usage-stats",
              f"--node-ip-address={ip}", *words],
-            env=_environment(GLOO_SOCKET_IFNAME="eth0",
+            env=environment(GLOO_SOCKET_IFNAME="eth0",
                              CIFAR_DIST_CACHE=str(self.folder / f"cache-{name}")),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
@@ -220,9 +220,20 @@ def _drain(address: str, node_id: str, seconds: float) -> None:
     assert accepted, why
 
 
-def _environment(**more: str) -> dict[str, str]:
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a process that belongs to a test's cluster."""
     # No cluster outside this machine is spoken to, and no token of a person's is used.
-    return {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", **more}
+    # A host that falls silent is given up after seconds; by Ray's own settings, after a minute.
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_health_check_initial_delay_ms": "1000",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "3000",
+        "RAY_health_check_failure_threshold": "3",
+        **more,
+    }
 
 
 def _wait(ready: Any, seconds: float = 60) -> None:

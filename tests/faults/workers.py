@@ -44,12 +44,20 @@ def counting_worker(work: Work) -> Outcome | None:
             mine = ranks if trainer.global_rank == 0 else []
             self.counts = sum((each["counts"] for each in mine), torch.zeros_like(self.counts))
 
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            if trainer.world_size > 1:
-                torch.distributed.all_reduce(self.counts)
+        def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+            # Killed between its last checkpoint and its end, a run goes on without a step.
+            counts = sum((each["counts"] for each in self._ranks), self.counts)
+            if trainer.world_size > 1 and not self._ranks:
+                torch.distributed.all_reduce(counts)
             if trainer.is_global_zero:
-                by_count = [dict(zip(*map(torch.Tensor.tolist, epoch.unique(return_counts=True)),
-                                     strict=True)) for epoch in self.counts]  # fmt: skip
+                by_count = [
+                    dict(
+                        zip(
+                            *map(torch.Tensor.tolist, epoch.unique(return_counts=True)), strict=True
+                        )
+                    )
+                    for epoch in counts
+                ]
                 (work.run.path / "images.json").write_text(json.dumps(by_count))
 
     fit.Record = Counting

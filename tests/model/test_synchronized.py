@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from datetime import timedelta
 from typing import NamedTuple
 
 import pytest
@@ -40,6 +41,7 @@ CASES = (
     Case("channels-last", channels_last=True),
     Case("far-from-zero", offset=1e3),
     Case("cumulative-momentum", momentum=None),
+    Case("no-momentum", momentum=0.0),
     Case("one-pixel", side=1),
     Case("bf16", autocast=True),
     Case("bf16-channels-last", autocast=True, channels_last=True),
@@ -97,7 +99,9 @@ def train(case: Case, layer: nn.Module, part: slice) -> dict[str, Tensor]:
 def one_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=2, timeout=timedelta(minutes=1)
+    )
     results = {}
     for case in (*CASES, ONE_IMAGE):
         layer: nn.Module = network(case)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,19 @@ from cifar_dist.model.resnet import resnet18
 from cifar_dist.runs import METRICS, TIMING_METRICS, Outcome, RunDirectory
 from cifar_dist.train import Trained, train
 
-SMALL = {"dataset": "digits", "num_workers": 0, "max_epochs": 3, "batch_size": 450}
+SMALL = {"num_workers": 0, "max_epochs": 3, "batch_size": 48, "flip": 0.0}
 
 
 def train_small(folder: Path, name: str, listener=lambda event: None, **settings) -> Trained:
     config = TrainConfig(**{**SMALL, "storage_path": str(folder), "name": name, **settings})
     return train(config, listener)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _on_few_digits(few_digits: Path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIFAR_DIST_DATA", str(few_digits))
+        yield
 
 
 def without_timing(run: RunDirectory) -> list[dict]:
@@ -53,14 +61,14 @@ def test_the_run_directory_is_complete(undisturbed: Trained) -> None:
     assert tuple(rows[0]) == METRICS
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["step"] for row in rows] == [3, 6, 9]
-    assert [row["samples"] for row in rows] == [1_350, 2_700, 4_050]
+    assert [row["samples"] for row in rows] == [144, 288, 432]
     assert {row["world_size"] for row in rows} == {1}
     summary = run.read_summary()
     assert summary == undisturbed.summary
     assert (summary["status"], summary["epochs"], summary["restarts"]) == ("completed", 3, 0)
     best = max(rows, key=lambda row: row["val_accuracy"])
     assert (summary["best_epoch"], summary["val_accuracy"]) == (best["epoch"], best["val_accuracy"])
-    assert undisturbed.outcome.test_images == 297
+    assert undisturbed.outcome.test_images == 40
     environment = json.loads(run.environment_file.read_text())
     assert environment["torch"] == torch.__version__.split("+")[0]
     assert len(environment["dataset_fingerprint"]) == 64
@@ -69,7 +77,7 @@ def test_the_run_directory_is_complete(undisturbed: Trained) -> None:
 def test_model_file_holds_the_best_epochs_weights(undisturbed: Trained) -> None:
     network = resnet18(10)
     network.load_state_dict(load_file(undisturbed.run.model_file))
-    dataset = prepare("digits", find_source("digits", "data"))
+    dataset = prepare("cifar10", find_source("cifar10", os.environ["CIFAR_DIST_DATA"]))
     _, test = dataset.open()
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (dataset.mean, dataset.std))
     images = (torch.from_numpy(test.images).float() / 255 - mean) / std
@@ -190,7 +198,7 @@ def test_other_settings_train_and_resume_alike(tmp_path: Path, settings: dict) -
 def test_resume_refuses_other_data(small_parquet: Path, tmp_path: Path) -> None:
     from tests.conftest import write_parquet
 
-    settings = {"dataset": "cifar10", "data_dir": str(small_parquet), "batch_size": 27}
+    settings = {"data_dir": str(small_parquet), "batch_size": 27}
     train_small(tmp_path, "a", max_epochs=1, **settings)
     images = np.zeros((60, 32, 32, 3), np.uint8)
     write_parquet(small_parquet / "train-00000-of-00001.parquet", images, np.arange(60) % 10)

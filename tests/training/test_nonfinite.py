@@ -100,6 +100,16 @@ def test_what_is_looked_at_late_is_still_seen_before_it_is_saved(
     assert RunDirectory.at(str(tmp_path), "broken").checkpoints_newest_first() == []
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_same_step_is_named(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_at(monkeypatch, STEPS + 3)
+    with pytest.raises(Diverged, match=rf"the loss is nan at step {STEPS + 4} \(epoch 2"):
+        train_few(tmp_path, "broken", use_gpu=True)
+
+
 def test_skipping_leaves_out_the_update_and_the_statistics(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +154,7 @@ def test_finite_runs_do_not_depend_on_what_would_be_done(
 
 FULL_DISK = """
 mount -t tmpfs -o size=200m none {disk} &&
-{python} -m cifar_dist.train --dataset digits --num-workers 0 --batch-size 1350 --max-epochs 4 \
+{python} -m cifar_dist.train --data-dir {data} --num-workers 0 --batch-size 48 --max-epochs 4 \
     --storage-path {disk} --name full
 code=$?
 {python} -c "
@@ -160,14 +170,14 @@ exit $code
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_the_checkpoint_before_is_intact(
-    tmp_path: Path,
+    tmp_path: Path, few_digits: Path
 ) -> None:
     apart = ["unshare", "--map-root-user", "--user", "--mount"]
     if not shutil.which("unshare") or subprocess.run([*apart, "true"], check=False).returncode:
         pytest.skip("a small disk of its own: this user may not mount one")
     # A ResNet-18's checkpoint has 134 MB: the first one fits, and nothing beside it.
     (tmp_path / "disk").mkdir()
-    script = FULL_DISK.format(disk=tmp_path / "disk", python=sys.executable)
+    script = FULL_DISK.format(disk=tmp_path / "disk", data=few_digits, python=sys.executable)
     done = subprocess.run(
         [*apart, "bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

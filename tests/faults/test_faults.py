@@ -1,0 +1,37 @@
+"""Faults at moments drawn from a seed; ``python -m tests.faults`` draws more of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.faults.__main__ import campaign
+from tests.faults.campaign import KINDS, WORKERS, draw, draw_kinds
+from tests.faults.hosts import Hosts, hosts
+
+SEED = int(os.environ.get("CIFAR_DIST_FAULTS_SEED", "0"))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with hosts(WORKERS) as cluster:
+        yield cluster
+
+
+@pytest.mark.timeout(900)
+def test_a_fault_of_each_kind_changes_no_bit(cluster: Hosts, tmp_path: Path) -> None:
+    said: list[str] = []
+    wrong = campaign(cluster, tmp_path, len(KINDS), SEED, said.append)
+    print("\n".join(said))
+    assert wrong == 0, said
+
+
+def test_faults_are_drawn_anew_from_the_seed() -> None:
+    assert draw(7, KINDS, 45) == draw(7, KINDS, 45)
+    drawn = [[(fault.step, fault.delay) for fault in draw(seed, KINDS, 45)] for seed in range(20)]
+    assert len({repr(each) for each in drawn}) == 20
+    assert {step for each in drawn for step, _ in each} > set(range(5, 40))
+    assert draw_kinds(1, 21) != draw_kinds(2, 21)
+    assert sorted(draw_kinds(3, 21)) == sorted(KINDS * 3)
