@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
     ReschedulingState,
@@ -43,7 +43,7 @@ class Watch(ControllerCallback):
             return
         if isinstance(current_state, RestartingState | ReschedulingState):
             error = current_state.training_failed_error
-            self._mailbox.put.remote({"kind": "lost", "message": _in_one_line(error)})
+            self._mailbox.put.remote({"kind": "lost", "message": in_one_line(error)})
         elif isinstance(current_state, ResizingState):
             number = ray.get(self._mailbox.request.remote(Order.SAVE))
             # Too late is no failure: the workers go on from the checkpoint before.
@@ -71,12 +71,12 @@ def what_failed(error: BaseException) -> str:
     return str(error).strip() or type(error).__name__
 
 
-def _in_one_line(error: BaseException) -> str:
-    """Which workers failed, those first that died of themselves, and in a word of what."""
+def in_one_line(error: BaseException) -> str:
+    """Which workers failed, and of what: those that died rather than those that noticed it."""
     if not isinstance(error, WorkerGroupError):
         return what_failed(error).splitlines()[0]
-    # A worker that died takes the others' connections with it: they are only consequences.
-    died = {r: e for r, e in error.worker_failures.items() if isinstance(e, RayActorError)}
-    of = "its process died" if died else "it raised an exception"
-    ranks = ", ".join(map(str, sorted(died or error.worker_failures)))
-    return f"{ranks} of {len(error.worker_failures)} that failed: {of}"
+    failures = error.worker_failures
+    # A worker that dies breaks the others' connections, which then raise.
+    died = sorted(r for r, e in failures.items() if isinstance(e, WorkerHealthCheckFailedError))
+    named = ", ".join(map(str, died or sorted(failures)))
+    return f"{'process of ' if died else ''}worker {named} {'died' if died else 'raised'}"

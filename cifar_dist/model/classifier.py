@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,8 +52,14 @@ class Totals(nn.Module):
         self.images.update((labels != PADDING).sum())
 
     def compute(self) -> dict[str, float]:
-        """``loss`` and ``accuracy`` as means over ``images`` images; a collective, then reset."""
+        """``loss`` and ``accuracy`` as means over ``images`` images; a collective, then reset.
+
+        Where no image was counted, the means are not a number.
+        """
         images = int(self.images.compute())
+        if images == 0:
+            self.reset()
+            return {"loss": math.nan, "accuracy": math.nan, "images": 0}
         # Accuracy is divided in float32: the whole number of right images gives it exactly.
         right = round(float(self.accuracy.compute()) * images)
         loss_sum = float(self.loss.compute())
@@ -63,10 +70,6 @@ class Totals(nn.Module):
         """Accuracy over this rank's images so far; no collective."""
         correct, wrong = (torch.as_tensor(s).sum() for s in (self.accuracy.tp, self.accuracy.fn))
         return float(correct / (correct + wrong))
-
-    def any_here(self) -> bool:
-        """Whether this rank has counted an image; no collective."""
-        return float(torch.as_tensor(self.images.sum_value)) > 0
 
     def state(self) -> dict[str, Tensor]:
         """This rank's sums and counts by name, as they are."""

@@ -97,7 +97,7 @@ def fit(
     record = Record(
         run, config, identity, _also_tell(listener, report) if rank == 0 else report, ask
     )
-    skips = SkipNonFinite()
+    skips = SkipNonFinite(listener if rank == 0 else ignore)
     callbacks: list[pl.Callback] = [
         StopOnNonFinite(run) if config.on_nonfinite == "stop" else skips,
         record,

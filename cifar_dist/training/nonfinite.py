@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from cifar_dist.errors import Diverged
+from cifar_dist.events import Listener, ignore
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.runs import RunDirectory
 
@@ -95,21 +96,24 @@ class SkipNonFinite(Callback):
 
     All ranks agree before the update, which makes a GPU wait at every step.
 
-    Raises:
-        Diverged: on every rank, where all steps of an epoch were skipped.
+    Args:
+        listener: told at each epoch's end of what was skipped in it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, listener: Listener = ignore) -> None:
+        self.listener = listener
         self.skipped = 0
         """Steps since the run's start."""
+        self._told = 0
         self._skip = False
         self._before: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped}
+        return {"skipped": self.skipped, "told": self._told}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = state_dict["skipped"]
+        self._told = state_dict["told"]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -138,12 +142,12 @@ class SkipNonFinite(Callback):
                 value.copy_(before)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
-        if not pl_module.totals_of("train").any_here():
-            raise Diverged(
-                f"no step of epoch {trainer.current_epoch + 1} had a finite loss; lower --lr, or "
-                "change --precision"
+        if new := self.skipped - self._told:
+            self._told = self.skipped
+            said = (
+                f"epoch {trainer.current_epoch + 1}: {new} updates left out, their loss not finite"
             )
+            self.listener({"kind": "warning", "message": said})
 
 
 def _moving(module: pl.LightningModule) -> list[Tensor]:

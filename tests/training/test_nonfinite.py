@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -136,12 +137,21 @@ def test_skipped_updates_are_counted_over_a_resume(
     assert resumed.summary["skipped_updates"] == 2
 
 
-def test_an_epoch_without_any_finite_loss_ends_the_run(
+def test_an_epoch_without_any_finite_loss_is_said_and_gone_on_from(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    break_at(monkeypatch, *range(STEPS, 3 * STEPS))
-    with pytest.raises(Diverged, match="no step of epoch 2 had a finite loss"):
-        train_few(tmp_path, "broken", on_nonfinite="skip")
+    break_at(monkeypatch, *range(STEPS - 2, 2 * STEPS))
+    heard: list[dict] = []
+    trained = train_few(tmp_path, "skipping", heard.append, on_nonfinite="skip")
+    rows = trained.run.read_metrics()
+    assert [row["samples"] for row in rows] == [96, 96, 240]
+    assert math.isnan(rows[1]["train_loss"])
+    assert math.isfinite(rows[2]["train_loss"])
+    assert trained.summary["skipped_updates"] == STEPS + 2
+    assert [event["message"] for event in heard if event["kind"] == "warning"] == [
+        "epoch 1: 2 updates left out, their loss not finite",
+        "epoch 2: 6 updates left out, their loss not finite",
+    ]
 
 
 def test_finite_runs_do_not_depend_on_what_would_be_done(
