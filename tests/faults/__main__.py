@@ -27,49 +27,47 @@ def main() -> int:
     say = functools.partial(print, flush=True)
     with tempfile.TemporaryDirectory() as folder, hosts(WORKERS) as cluster:
         say(f"hosts: {cluster.kind}; seed {chosen.seed}")
-        return int(campaign(cluster, Path(folder), chosen.kills, chosen.seed, say) > 0)
+        kinds = draw_kinds(chosen.seed, chosen.kills)
+        return int(campaign(cluster, Path(folder), kinds, chosen.seed, say) > 0)
 
 
 def campaign(
-    cluster: Hosts, folder: Path, kills: int, seed: int, say: Callable[[str], None]
+    cluster: Hosts, folder: Path, kinds: list[str], seed: int, say: Callable[[str], None]
 ) -> int:
-    """Runs with faults until there were enough, each against one without; says a table.
+    """Runs with these faults, each against one without; says a table.
 
-    Every second run is elastic: a lost node shrinks it, and the next one lets it grow. It has
-    ``--sync-batchnorm``, so that its weights too must come out to the bit.
+    Every second run, the first one too, is elastic: a lost node shrinks it, and the next one lets
+    it grow. It has ``--sync-batchnorm``, so that its weights too must come out to the bit.
 
     Returns:
         How many runs ended otherwise than they must.
     """
     began = time.monotonic()
-    undisturbed = run(cluster, folder, "undisturbed", EPOCHS)
-    elastic = {"sync_batchnorm": True, "num_workers": f"1:{WORKERS}"}
-    synchronized = undisturbed
-    if kills > KILLS_PER_RUN:
-        synchronized = run(cluster, folder, "synchronized", EPOCHS, sync_batchnorm=True)
-    say(f"undisturbed: {EPOCHS} epochs of {STEPS} steps, {WORKERS} workers, weights "
-        f"{undisturbed.weights_sha256[:12]}; with --sync-batchnorm "
-        f"{synchronized.weights_sha256[:12]}")  # fmt: skip
+    undisturbed: dict[bool, Run] = {}
     say("| fault | at step | workers | restarts | noticed, s | restarted, s | caught up, s | "
         "lost, s | end |")  # fmt: skip
     say("|---|---|---|---|---|---|---|---|---|")
     wrong, all_faults = 0, []
-    kinds = draw_kinds(seed, kills)
-    for number in range(0, kills, KILLS_PER_RUN):
-        second = number // KILLS_PER_RUN % 2 == 1
-        faults = draw(seed * 1000 + number, kinds[number : number + KILLS_PER_RUN], EPOCHS * STEPS)
+    for number in range(0, len(kinds), KILLS_PER_RUN):
+        elastic = number // KILLS_PER_RUN % 2 == 0
+        if elastic not in undisturbed:
+            undisturbed[elastic] = run(
+                cluster, folder, f"undisturbed{elastic}", EPOCHS, sync_batchnorm=elastic
+            )
         ended = run(
-            cluster, folder, f"faults{number}", EPOCHS, faults, **(elastic if second else {})
-        )
-        good, end = verdict(ended, synchronized if second else undisturbed)
+            cluster, folder, f"faults{number}", EPOCHS,
+            draw(seed * 1000 + number, kinds[number : number + KILLS_PER_RUN], EPOCHS * STEPS),
+            num_workers=f"1:{WORKERS}" if elastic else WORKERS, sync_batchnorm=elastic,
+        )  # fmt: skip
+        good, end = verdict(ended, undisturbed[elastic])
         wrong += not good
         all_faults += ended.faults
         for fault in ended.faults:
-            say(row(fault, f"1:{WORKERS}" if second else str(WORKERS), end))
+            say(row(fault, f"1:{WORKERS}" if elastic else str(WORKERS), end))
     for kind in KINDS:
         if of_kind := [each for each in all_faults if each.kind == kind]:
             say(summary(kind, of_kind))
-    say(f"{kills} kills in {time.monotonic() - began:.0f} s; runs that ended wrong: {wrong}")
+    say(f"{len(kinds)} kills in {time.monotonic() - began:.0f} s; runs that ended wrong: {wrong}")
     return wrong
 
 

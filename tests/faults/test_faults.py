@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,13 @@ def cluster():
 
 
 @pytest.mark.timeout(900)
-def test_a_fault_of_each_kind_changes_no_bit(cluster: Hosts, tmp_path: Path) -> None:
+def test_faults_on_two_hosts_change_no_bit(cluster: Hosts, tmp_path: Path) -> None:
+    # The loss of a host, and three others of the kinds that there are: each costs half a minute.
+    chance = random.Random(SEED)
+    kinds = ["node", *chance.sample([kind for kind in KINDS if kind != "node"], 3)]
+    chance.shuffle(kinds)
     said: list[str] = []
-    wrong = campaign(cluster, tmp_path, len(KINDS), SEED, said.append)
+    wrong = campaign(cluster, tmp_path, kinds, SEED, said.append)
     print("\n".join(said))
     assert wrong == 0, said
 
