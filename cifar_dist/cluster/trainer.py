@@ -75,14 +75,17 @@ Worker = Callable[[Work], Outcome | None]
 
 def train_worker(work: Work) -> Outcome:
     """What every worker does; Ray Train calls it again, on new workers, after a failure."""
-    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
-
     from cifar_dist.data.cache import prepare_same
-    from cifar_dist.training.fit import fit
 
     config = work.config
     assert config.data_dir is not None  # settled when the config was made
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
+
+    # Behind what may be refused: these take most of a worker's start.
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+
+    from cifar_dist.training.fit import fit
+
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     start = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex)

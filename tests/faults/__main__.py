@@ -21,13 +21,14 @@ KILLS_PER_RUN = 5
 def main() -> int:
     """Run the campaign; 1 if a run ended with other bits, or an image was not seen once."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="faults in all")
+    parser.add_argument("--kills", type=int, default=20, help="of processes and nodes")
+    parser.add_argument("--asks", type=int, default=2, help="interrupts and notices besides")
     parser.add_argument("--seed", type=int, default=0, help="of kinds and moments")
     chosen = parser.parse_args()
     say = functools.partial(print, flush=True)
     with tempfile.TemporaryDirectory() as folder, hosts(WORKERS) as cluster:
         say(f"hosts: {cluster.kind}; seed {chosen.seed}")
-        kinds = draw_kinds(chosen.seed, chosen.kills)
+        kinds = draw_kinds(chosen.seed, chosen.kills, chosen.asks)
         return int(campaign(cluster, Path(folder), kinds, chosen.seed, say) > 0)
 
 
@@ -67,7 +68,7 @@ def campaign(
     for kind in KINDS:
         if of_kind := [each for each in all_faults if each.kind == kind]:
             say(summary(kind, of_kind))
-    say(f"{len(kinds)} kills in {time.monotonic() - began:.0f} s; runs that ended wrong: {wrong}")
+    say(f"{len(kinds)} faults in {time.monotonic() - began:.0f} s; runs that ended wrong: {wrong}")
     return wrong
 
 

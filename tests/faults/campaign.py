@@ -21,7 +21,9 @@ from cifar_dist.runs import TIMING_METRICS, RunDirectory
 from tests.faults.hosts import Hosts, environment
 from tests.processes import descendants
 
-KINDS = ("worker", "all workers", "controller", "driver", "node", "interrupt", "preemption")
+KILLS = ("worker", "all workers", "controller", "driver", "node")
+ASKS = ("interrupt", "preemption")
+KINDS = (*KILLS, *ASKS)
 WORKERS = 2
 SETTINGS = {"dataset": "digits", "num_workers": WORKERS, "batch_size": 150,
             "checkpoint_every": "4s", "max_failures": 10}  # fmt: skip
@@ -66,9 +68,11 @@ def draw(seed: int, kinds: Sequence[str], steps: int) -> list[Fault]:
     ]
 
 
-def draw_kinds(seed: int, kills: int) -> list[str]:
-    """Kinds of faults: each equally often, in an order drawn from a seed."""
-    kinds = [KINDS[number % len(KINDS)] for number in range(kills)]
+def draw_kinds(seed: int, kills: int, asks: int) -> list[str]:
+    """Kinds of faults: kills, and runs that are asked to stop or nodes that are about to go; each
+    equally often, in an order drawn from a seed."""
+    kinds = [KILLS[number % len(KILLS)] for number in range(kills)]
+    kinds += [ASKS[number % len(ASKS)] for number in range(asks)]
     random.Random(f"kinds {seed}").shuffle(kinds)
     return kinds
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.__main__ import campaign
-from tests.faults.campaign import KINDS, WORKERS, draw, draw_kinds
+from tests.faults.campaign import ASKS, KILLS, KINDS, WORKERS, draw, draw_kinds
 from tests.faults.hosts import Hosts, hosts
 
 SEED = int(os.environ.get("CIFAR_DIST_FAULTS_SEED", "0"))
@@ -35,8 +35,8 @@ def test_faults_on_two_hosts_change_no_bit(cluster: Hosts, tmp_path: Path) -> No
 
 def test_faults_are_drawn_anew_from_the_seed() -> None:
     assert draw(7, KINDS, 45) == draw(7, KINDS, 45)
-    drawn = [[(fault.step, fault.delay) for fault in draw(seed, KINDS, 45)] for seed in range(20)]
-    assert len({repr(each) for each in drawn}) == 20
-    assert {step for each in drawn for step, _ in each} > set(range(5, 40))
-    assert draw_kinds(1, 21) != draw_kinds(2, 21)
-    assert sorted(draw_kinds(3, 21)) == sorted(KINDS * 3)
+    drawn = [[(fault.step, fault.delay) for fault in draw(seed, KINDS, 45)] for seed in range(50)]
+    assert len({repr(each) for each in drawn}) == 50
+    assert {step for each in drawn for step, _ in each} == set(range(1, 44))
+    assert draw_kinds(1, 20, 2) != draw_kinds(2, 20, 2)
+    assert sorted(draw_kinds(3, 20, 2)) == sorted([*KILLS * 4, *ASKS])
