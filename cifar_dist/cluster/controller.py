@@ -13,6 +13,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
     ReschedulingState,
     ResizingState,
     RestartingState,
@@ -37,7 +38,7 @@ class Watch(ControllerCallback):
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if current_state is previous_state:
-            if isinstance(current_state, RestartingState | ReschedulingState):
+            if isinstance(current_state, InitializingState | RestartingState | ReschedulingState):
                 # Too few nodes for an elastic run: Ray looks again at once, without a pause.
                 time.sleep(WAIT_FOR_NODES_S)
             return

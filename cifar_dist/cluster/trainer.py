@@ -6,6 +6,7 @@ at import: only workers do, when they run. Torch itself comes with TorchTrainer.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -15,6 +16,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -217,6 +219,7 @@ class _Attempt:
         # Marks what the controller reserves, in a resource that there is plenty of, so that it
         # can be found and given back should the controller die.
         self._marked: Resources = {**worker_resources(config), "memory": random.randint(1, 2**20)}
+        _forget_reservation(work.run)
         # A name that was used before would make Ray restore what it finds under it.
         shutil.rmtree(work.run.path / RAY_FOLDER, ignore_errors=True)
         self._trainer = LeanTorchTrainer(
@@ -238,6 +241,10 @@ class _Attempt:
                 callbacks=[Watch(work.mailbox)],
             ),
         )
+        if config.elastic:
+            reservation = f"train-{self._trainer.train_run_context.run_id}"
+            _reservation_file(work.run).parent.mkdir(exist_ok=True)
+            _reservation_file(work.run).write_text(reservation)
         self._raised: list[str] = []
         self._training = False
 
@@ -271,6 +278,7 @@ class _Attempt:
                     self._work.mailbox.request.remote(Order.STOP)
                     listener(INTERRUPTED)
         finally:
+            _forget_reservation(self._work.run)
             shutil.rmtree(self._work.run.path / RAY_FOLDER, ignore_errors=True)
         if isinstance(running.error, RayActorError):
             raise running.error
@@ -303,12 +311,22 @@ class _Attempt:
                 bundle.get("memory") == self._marked["memory"] for bundle in bundles
             ):
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group_id)))
-        if self._work.config.elastic:
-            # What an elastic run asks for is remembered for three minutes.
-            coordinator = ray.get_actor(
-                "AutoscalingCoordinator", namespace="AutoscalingCoordinator"
-            )
-            coordinator.cancel_request.remote(f"train-{self._trainer.train_run_context.run_id}")
+
+
+def _reservation_file(run: RunDirectory) -> Path:
+    return run.path / RAY_FOLDER / "reservation"
+
+
+def _forget_reservation(run: RunDirectory) -> None:
+    """Give back what an elastic run's controller or driver had asked for before it was killed.
+
+    Ray remembers it for three minutes, in which the run that goes on would find nothing free.
+    """
+    # There may be none, or nobody who remembers.
+    with contextlib.suppress(OSError, ValueError, ray.exceptions.RayError):
+        name = _reservation_file(run).read_text()
+        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        ray.get(coordinator.cancel_request.remote(name))
 
 
 class _Notices:
