@@ -124,6 +124,9 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    # Lightning would end the run on SIGTERM by itself, at an epoch's end and with exit 0. Signals
+    # are the business of whoever called this.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     checkpoint = _agreed(
         rank, lambda: checkpoints.find_checkpoint(run, identity, module.state_dict(), listener)
     )

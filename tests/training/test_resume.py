@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,20 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_its_epoch(
     assert next(e["checkpoint"] for e in heard if e["kind"] == "start") == str(last)
     first = next(e for e in heard if e["kind"] == "step")
     assert (first["epoch"], first["step"]) == (epoch + step // STEPS, step % STEPS + 1)
+
+
+def test_a_signal_behind_the_question_at_an_epochs_end_is_heeded_too(
+    train_few: TrainFew, undisturbed: Trained, tmp_path: Path
+) -> None:
+    def terminate(event: dict) -> None:
+        if event["kind"] == "epoch" and event["epoch"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="to go on: "):
+        train_few(tmp_path, "cut", terminate)
+    run = RunDirectory.at(str(tmp_path), "cut")
+    assert run.checkpoints_newest_first()[0] == run.checkpoint(2, 1)
+    same(train_few(tmp_path, "cut", resume=True), undisturbed)
 
 
 def test_twice_interrupted_stops_without_a_checkpoint(
