@@ -101,7 +101,7 @@ def main() -> None:
             f"{apart[9]:.0e} | {max(apart):.1e} | {'yes' if of_one == of_two else 'no'} |",
             flush=True,
         )
-    chosen.output.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        chosen.output.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
