@@ -49,7 +49,7 @@ def drive(way: str, config: str) -> None:
     from tests.faults import driver
 
     if way == WAYS[0]:
-        trainer.LeanTorchTrainer = ray.train.torch.TorchTrainer  # type: ignore[misc]
+        trainer.CleanedUpAfter = ray.train.torch.TorchTrainer  # type: ignore[misc]
         trainer.ray_settings = lambda config: {}
     driver.main([config])
 

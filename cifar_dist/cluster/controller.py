@@ -52,17 +52,26 @@ class Watch(ControllerCallback):
 
 
 class LeanTorchTrainer(TorchTrainer):
-    """A `TorchTrainer` without the processes that these runs have no use for.
+    """A `TorchTrainer` without the processes that a run has no use for.
 
-    Each costs seconds of processor time, when workers are to start: one that hands out Ray
-    Datasets, at every start, and one that gives back what a dead controller has reserved, which
-    `train_on_ray` does itself.
+    Each costs seconds of processor time when workers are to start.
     """
 
+    unused: tuple[type[Any], ...] = (DatasetsCallback,)
+    """Callbacks that are left out: each starts a process. This one hands out Ray Datasets."""
+
     def _create_default_callbacks(self) -> list[Any]:
-        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         callbacks: list[Any] = super()._create_default_callbacks()
-        return [each for each in callbacks if not isinstance(each, unused)]
+        return [each for each in callbacks if not isinstance(each, self.unused)]
+
+
+class CleanedUpAfter(LeanTorchTrainer):
+    """One whose driver gives back itself what a dead controller had reserved.
+
+    Not for a trial: its driver is a process of the cluster's, which may die before the search does.
+    """
+
+    unused = (*LeanTorchTrainer.unused, PlacementGroupCleanerCallback)
 
 
 def what_failed(error: BaseException) -> str:

@@ -29,7 +29,7 @@ from ray.train.torch import TorchConfig
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
-from cifar_dist.cluster.controller import LeanTorchTrainer, Watch, what_failed
+from cifar_dist.cluster.controller import CleanedUpAfter, LeanTorchTrainer, Watch, what_failed
 from cifar_dist.cluster.mailbox import Orders, make_mailbox
 from cifar_dist.cluster.session import Resources, worker_resources
 from cifar_dist.cluster.threads import InThread
@@ -222,7 +222,8 @@ class _Attempt:
         _forget_reservation(work.run)
         # A name that was used before would make Ray restore what it finds under it.
         shutil.rmtree(work.run.path / RAY_FOLDER, ignore_errors=True)
-        self._trainer = LeanTorchTrainer(
+        trainer = LeanTorchTrainer if work.is_trial else CleanedUpAfter
+        self._trainer = trainer(
             _on_each_worker,
             train_loop_config={"work": work, "worker": worker},
             torch_config=TorchConfig(backend=_backend(config)),
@@ -306,10 +307,8 @@ class _Attempt:
     def clean_up(self) -> None:
         """Give back what a dead controller had reserved; Ray itself would at the driver's end."""
         for group_id, group in placement_group_table().items():
-            bundles = group["bundles"].values()
-            if group["state"] != "REMOVED" and all(
-                bundle.get("memory") == self._marked["memory"] for bundle in bundles
-            ):
+            marks = {bundle.get("memory") for bundle in group["bundles"].values()}
+            if group["state"] != "REMOVED" and marks == {self._marked["memory"]}:
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group_id)))
 
 

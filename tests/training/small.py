@@ -8,7 +8,8 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cifar_dist.train import Trained
 from tests.training.test_fit import without_timing
@@ -17,6 +18,23 @@ TrainFew = Callable[..., Trained]
 
 STEPS = 6
 """Of an epoch: 144 images, 24 a step."""
+
+
+class Small(nn.Module):
+    """A small network with batch normalisation; what a test needs besides is in a subclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=4)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8 * 16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.disturbed(F.relu(self.bn1(self.conv1(images))))
+        return self.fc(F.adaptive_avg_pool2d(hidden, 4).flatten(1))
+
+    def disturbed(self, hidden: Tensor) -> Tensor:
+        return hidden
 
 
 @contextlib.contextmanager

@@ -7,40 +7,32 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from cifar_dist.errors import Diverged, Interrupted
 from cifar_dist.runs import RunDirectory
 from cifar_dist.training.checkpoints import read_checkpoint
 from cifar_dist.training.nonfinite import StopOnNonFinite
 from tests.conftest import ROOT
-from tests.training.small import STEPS, SignalAt, TrainFew, small_network
+from tests.training.small import STEPS, SignalAt, Small, TrainFew, small_network
 
 
-class Breaking(nn.Module):
+class Breaking(Small):
     """A small network whose training passes (0-based, over all networks) in ``breaks`` fail."""
 
-    breaks: range = range(0)
-    seen: list[dict[str, torch.Tensor]] = []  # noqa: RUF012
+    breaks: tuple[int, ...] = ()
+    seen: ClassVar[list[dict[str, torch.Tensor]]] = []
     """What the weights and statistics were before each training pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, stride=4)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8 * 16, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.training:
             self.seen.append({name: value.clone() for name, value in self.state_dict().items()})
             if len(self.seen) - 1 in self.breaks:
                 images = images * float("nan")
-        hidden = F.relu(self.bn1(self.conv1(images)))
-        return self.fc(F.adaptive_avg_pool2d(hidden, 4).flatten(1))
+        return super().forward(images)
 
 
 @pytest.fixture(autouse=True)

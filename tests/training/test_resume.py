@@ -13,30 +13,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from cifar_dist.errors import Interrupted, UserError
 from cifar_dist.runs import RunDirectory
 from cifar_dist.train import Trained
 from cifar_dist.training.checkpoints import BadCheckpoint, checkpoint_as_bytes, read_checkpoint
-from tests.training.small import STEPS, SignalAt, TrainFew, same, small_network
+from tests.training.small import STEPS, SignalAt, Small, TrainFew, same, small_network
 
 
-class Noisy(nn.Module):
+class Noisy(Small):
     """A small network to whose result every generator that has a history matters."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, stride=4)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8 * 16, 10)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        hidden = F.relu(self.bn1(self.conv1(images)))
+    def disturbed(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.training:
             hidden = hidden * float(np.random.uniform(0.9, 1.1)) * random.uniform(0.9, 1.1)
-        hidden = F.dropout(hidden, 0.3, self.training)
-        return self.fc(F.adaptive_avg_pool2d(hidden, 4).flatten(1))
+        return F.dropout(hidden, 0.3, self.training)
 
 
 @pytest.fixture(autouse=True, scope="module")
