@@ -14,13 +14,14 @@ import ray
 from ray.util import placement_group_table
 
 import cifar_dist.cluster.trainer
+from cifar_dist.cli import run_command
 from cifar_dist.config import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.datamodule import ImageDataModule
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import UserError
 from cifar_dist.runs import RunDirectory
-from cifar_dist.train import Trained, train
+from cifar_dist.train import Trained, main, train
 from cifar_dist.tune import search
 from cifar_dist.tune_config import make_tune_config
 from tests.cluster import workers
@@ -29,7 +30,14 @@ from tests.training.test_fit import without_timing
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-SMALL = {"dataset": "digits", "max_epochs": 2, "batch_size": 400, "num_workers": 2}
+SMALL = {"max_epochs": 2, "batch_size": 43, "num_workers": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_few_digits(few_digits: Path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIFAR_DIST_DATA", str(few_digits))
+        yield
 
 
 def train_small(folder: Path, name: str, events: list | None = None, **settings) -> Trained:
@@ -52,7 +60,9 @@ def with_worker(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def undisturbed(
+    ray_cluster: None, _on_few_digits: None, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
     return train_small(tmp_path_factory.mktemp("runs"), "undisturbed")
 
 
@@ -60,8 +70,8 @@ def test_a_run_of_two_workers_is_complete(undisturbed: Trained) -> None:
     rows = undisturbed.run.read_metrics()
     assert [row["world_size"] for row in rows] == [2, 2]
     assert [row["step"] for row in rows] == [4, 8]
-    assert [row["samples"] for row in rows] == [1_350, 2_700]
-    assert undisturbed.outcome.test_images == 297
+    assert [row["samples"] for row in rows] == [144, 288]
+    assert undisturbed.outcome.test_images == 40
     assert (undisturbed.summary["status"], undisturbed.summary["restarts"]) == ("completed", 0)
     left = {file.name for file in undisturbed.run.path.iterdir()}
     assert left == {
@@ -88,7 +98,7 @@ def recorded(run: RunDirectory, world_size: int) -> dict[tuple, list[tuple]]:
 def of_one_process(config: TrainConfig) -> dict[str, list[list[tuple]]]:
     """Label and digest of each image by stage and batch, as one process without Ray has them."""
     assert config.data_dir is not None
-    images = ImageDataModule(config, prepare("digits", find_source("digits", config.data_dir)))
+    images = ImageDataModule(config, prepare("cifar10", find_source("cifar10", config.data_dir)))
     loader = images.train_dataloader()
     training = [
         batch
@@ -117,15 +127,15 @@ def test_three_workers_see_the_global_batches_of_one_and_a_killed_one_changes_no
 ) -> None:
     world_size = 3
     with_worker(workers.recording_worker)
-    settings = {"num_workers": world_size, "cutout": 8, "batch_size": 256}
+    settings = {"num_workers": world_size, "cutout": 8, "batch_size": 26}
     trained = train_small(tmp_path, "recorded", **settings)
     expected = of_one_process(TrainConfig(**{**SMALL, **settings}))
     images = recorded(trained.run, world_size)
     training = {key: seen for key, seen in images.items() if key[0] == "train"}
     assert [training[key] for key in sorted(training)] == expected["train"]
     assert len(expected["train"]) == len({repr(batch) for batch in expected["train"]}) == 2 * 6
-    for stage, count in (("validate", 150), ("test", 297)):
-        # 297 images divide by 3 workers and not by 2; both batches of 256 and 41 by neither.
+    for stage, count in (("validate", 16), ("test", 40)):
+        # No batch of 16, 26 or 14 images divides by 3 workers.
         once = sorted(image for batch in expected[stage] for image in batch)
         assert len(once) == count
         for epoch in {epoch for each, epoch, _ in images if each == stage}:
@@ -136,8 +146,8 @@ def test_three_workers_see_the_global_batches_of_one_and_a_killed_one_changes_no
                 if (s, e) == (stage, epoch) and image[0] >= 0
             )
             assert counted == once
-    assert trained.outcome.test_images == 297
-    assert [row["samples"] for row in trained.run.read_metrics()] == [1_350, 2_700]
+    assert trained.outcome.test_images == 40
+    assert [row["samples"] for row in trained.run.read_metrics()] == [144, 288]
     assert [row["world_size"] for row in trained.run.read_metrics()] == [world_size] * 2
     a_killed_worker_of_three_changes_no_bit(tmp_path, with_worker, trained, settings)
 
@@ -190,6 +200,25 @@ def _left_over() -> list[str]:
     titles = [title for title in descendants().values() if "ray::" in title]
     train = ("TrainController", "RayTrainWorker", "PlacementGroupCleaner", "SeveralWorkers")
     return [*groups, *busy, *(title for title in titles if any(name in title for name in train))]
+
+
+def test_a_worker_that_raises_is_shown_once_and_exits_1(
+    tmp_path: Path, with_worker, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    with_worker(workers.raising_worker)
+    words = ["--num-workers", "2", "--max-failures", "0", "--name", "raised"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", *words])
+    monkeypatch.setattr("cifar_dist.cli.interrupt_on_signals", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("the second worker divides by zero") == 2  # source line and message
+    assert said.count("Traceback") == 1
+    assert "worker 1: Traceback" in said
+    assert "to go on: python -m cifar_dist.train --name raised --resume" in said
+    assert RunDirectory.at("runs", "raised").read_summary()["status"] == "failed"
 
 
 def test_what_a_worker_finds_wrong_with_the_data_is_the_users_to_mend(
