@@ -127,6 +127,9 @@ def fit(
     # Lightning would end the run on SIGTERM by itself, at an epoch's end and with exit 0. Signals
     # are the business of whoever called this.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    # So nobody has a signal to tell the other ranks of, for which Lightning 2.6 would make a GPU
+    # finish every step before the next is prepared.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     checkpoint = _agreed(
         rank, lambda: checkpoints.find_checkpoint(run, identity, module.state_dict(), listener)
     )
