@@ -50,6 +50,7 @@ def drive(way: str, config: str) -> None:
 
     if way == WAYS[0]:
         trainer.CleanedUpAfter = ray.train.torch.TorchTrainer  # type: ignore[misc]
+        trainer.ProcessGroup = ray.train.torch.TorchConfig  # type: ignore[misc]
         trainer.ray_settings = lambda config: {}
     driver.main([config])
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import shlex
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -130,9 +132,10 @@ def _run(
 
     from cifar_dist.cluster.session import check_resources, session
 
+    # Loaded while Ray starts, which mostly waits: it brings torch.
+    threading.Thread(target=importlib.import_module, args=["cifar_dist.cluster.trainer"]).start()
     with session(config.verbose) as where:
         check_resources(config)
-        # Behind the check, since it loads torch: what is refused is refused seconds earlier.
         from cifar_dist.cluster.trainer import train_on_ray
 
         dataset = begin(where)

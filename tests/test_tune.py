@@ -40,9 +40,7 @@ def test_the_best_trials_settings_train_to_its_accuracy(tmp_path: Path, few_digi
     summary = json.loads((search / "summary.json").read_text())
     assert f"{summary['epochs_run']} of 8 epochs run" in done.out
     assert lines[-1] == f"next: python -m cifar_dist.train --config {Path('runs/s/best.yaml')}"
-    # Without Ray, which is quicker and must not matter.
-    words = ["--config", "runs/s/best.yaml", "--num-workers", "0", "--name", "best"]
-    trained = run_command(tmp_path, *words)
+    trained = run_command(tmp_path, "--config", "runs/s/best.yaml", "--name", "best")
     assert (trained.code, trained.err) == (0, "")
     best = table[table["trial_id"] == summary["best_trial"]].iloc[0]
     run = RunDirectory.at(str(tmp_path / "runs"), "best")

@@ -1,4 +1,7 @@
-"""What happens in the process of Ray Train's controller, next to what Ray does there."""
+"""What happens in the process of Ray Train's controller, next to what Ray does there.
+
+No torch here: the workers are started when the controller has loaded what it needs.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,6 @@ from typing import Any
 
 import ray
 from ray.train import WorkerGroupError
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
@@ -18,6 +18,7 @@ from ray.train.v2._internal.execution.controller.state import (
     ResizingState,
     RestartingState,
 )
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 from cifar_dist.events import Order
 
@@ -51,27 +52,18 @@ class Watch(ControllerCallback):
             ray.wait([self._mailbox.wait_carried_out.remote(number)], timeout=SAVE_BEFORE_RESIZE_S)
 
 
-class LeanTorchTrainer(TorchTrainer):
-    """A `TorchTrainer` without the processes that a run has no use for.
+class FixedNumber(FixedScalingPolicy):
+    """Always the same number of workers, for whom a placement group alone asks.
 
-    Each costs seconds of processor time when workers are to start.
+    Ray's own asks a coordinator beside it, a process that shares out nodes between elastic runs and
+    Ray Datasets, and waits for it to start. Placement groups make a cluster scale up by themselves.
     """
 
-    unused: tuple[type[Any], ...] = (DatasetsCallback,)
-    """Callbacks that are left out: each starts a process. This one hands out Ray Datasets."""
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
 
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks: list[Any] = super()._create_default_callbacks()
-        return [each for each in callbacks if not isinstance(each, self.unused)]
-
-
-class CleanedUpAfter(LeanTorchTrainer):
-    """One whose driver gives back itself what a dead controller had reserved.
-
-    Not for a trial: its driver is a process of the cluster's, which may die before the search does.
-    """
-
-    unused = (*LeanTorchTrainer.unused, PlacementGroupCleanerCallback)
+    def _maybe_send_resource_request(self) -> None:
+        pass
 
 
 def what_failed(error: BaseException) -> str:

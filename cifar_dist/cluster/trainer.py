@@ -1,7 +1,7 @@
 """Ray Train: the worker function, and the driver's side of a run.
 
-The driver and Ray's controller import this module, so nothing here loads Lightning or torchvision
-at import: only workers do, when they run. Torch itself comes with TorchTrainer.
+The driver imports this module, so nothing here loads Lightning or torchvision at import: only
+workers do, when they run. Torch itself comes with TorchTrainer.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ import ray.train.collective
 from ray._private import state as cluster_state
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
-from cifar_dist.cluster.controller import CleanedUpAfter, LeanTorchTrainer, Watch, what_failed
+from cifar_dist.cluster.controller import Watch, what_failed
+from cifar_dist.cluster.lean import CleanedUpAfter, LeanTorchTrainer
 from cifar_dist.cluster.mailbox import Orders, make_mailbox
+from cifar_dist.cluster.process_group import ProcessGroup
 from cifar_dist.cluster.session import Resources, worker_resources
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config import TrainConfig
@@ -122,14 +123,12 @@ def _report_and_wait(work: Work, row: dict[str, Any]) -> None:
         raise StoppedByScheduler
 
 
-def _on_each_worker(settings: dict[str, Any]) -> Outcome | None:
+def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
     """Call the worker, and tell the driver what it raises.
 
     Ray keeps the exception, but neither its traceback nor which rank was the first to raise;
     the others' broken connections are only consequences.
     """
-    work: Work = settings["work"]
-    worker: Worker = settings["worker"]
     if (hopeless := ray.get(work.mailbox.hopeless.remote())) is not None:
         raise hopeless  # a restart that Ray insists on: over at once
     try:
@@ -224,9 +223,9 @@ class _Attempt:
         shutil.rmtree(work.run.path / RAY_FOLDER, ignore_errors=True)
         trainer = LeanTorchTrainer if work.is_trial else CleanedUpAfter
         self._trainer = trainer(
-            _on_each_worker,
-            train_loop_config={"work": work, "worker": worker},
-            torch_config=TorchConfig(backend=_backend(config)),
+            # Not as its configuration, which the controller would unpickle, and load torch for.
+            functools.partial(_on_each_worker, work, worker),
+            torch_config=ProcessGroup(_backend(config)),
             scaling_config=ScalingConfig(
                 num_workers=(config.min_workers, config.max_workers)
                 if config.elastic
@@ -351,7 +350,7 @@ class _Notices:
             self._listener({"kind": "warning", "message": said})
 
 
-def _backend(config: TrainConfig) -> str | None:
-    """NCCL refuses two ranks on one GPU, which fractions may give; None leaves it to Ray."""
+def _backend(config: TrainConfig) -> str:
+    """NCCL for GPUs; it refuses two ranks on one, which fractions may give."""
     assert config.gpus_per_worker is not None  # settled when the config was made
-    return "gloo" if 0 < config.gpus_per_worker < 1 else None
+    return "nccl" if config.gpus_per_worker >= 1 else "gloo"
