@@ -5,7 +5,7 @@ UV := 0.13.9
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: setup train test check format constraints
+.PHONY: setup train test bench check format constraints
 
 setup: $(VENV)/ready  ## install into .venv, at the versions and hashes of constraints.txt
 
@@ -36,3 +36,7 @@ format: setup  ## put code into shape
 constraints: setup  ## resolve pyproject.toml anew into constraints.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --upgrade pyproject.toml -o constraints.txt
+
+bench: setup  ## every benchmark with its peers, an hour or two on two cores
+	for each in loader startup step memory tune determinism workers_agree worker_lost trial_overhead; do \
+		$(BIN)/python -m benchmarks.$$each || exit 1; done

@@ -119,7 +119,7 @@ def main() -> None:
                 rate, functools.partial(iter, loader), 1
             )
     subjects["a copy of the finished batches"] = functools.partial(rate, copies, 1, LIMIT_EPOCHS)
-    figures = in_turn(subjects, chosen.repeats)
+    figures = in_turn(subjects, chosen.repeats, chosen.warm_ups)
     say(figures, "images_per_second", "torchvision v1, 0 workers", "images a second")
     about = {"images": chosen.images, "batch_size": BATCH, "source": measured.source()}
     write(chosen.output, figures, **about)

@@ -138,7 +138,7 @@ def main() -> None:
     if "CIFAR_DIST_DATA" not in os.environ:
         sys.exit("memory: set CIFAR_DIST_DATA to the folder of the CIFAR-10 images")
     subjects = {f"{count} workers": functools.partial(of_run, count) for count in (1, 2, 4)}
-    figures = in_turn(subjects, chosen.repeats, warm_ups=0)
+    figures = in_turn(subjects, chosen.repeats, chosen.warm_ups)
     print("| MiB, over all workers | " + " | ".join(subjects) + " |")
     print("|" + "---|" * (len(subjects) + 1))
     for key in figures["1 workers"][0]:

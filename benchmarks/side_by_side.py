@@ -21,13 +21,14 @@ def arguments(doc: str | None, name: str, repeats: int = 5) -> argparse.Argument
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--warm-ups", type=int, default=1, help="rounds that do not count")
     output = Path(__file__).parent / "results" / f"{name}.json"
     parser.add_argument("--output", type=Path, default=output)
     return parser
 
 
 def in_turn(
-    subjects: Mapping[str, Callable[[], dict[str, float]]], repeats: int, warm_ups: int = 1
+    subjects: Mapping[str, Callable[[], dict[str, float]]], repeats: int, warm_ups: int
 ) -> Figures:
     """Measure every subject ``repeats`` times, one after the other (A B C A B C ...).
 

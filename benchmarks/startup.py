@@ -216,7 +216,7 @@ def main() -> None:
             "cifar_dist, no Ray": functools.partial(started, "project", Path(name), 0),
             "bare script": functools.partial(started, "bare", Path(name), 0),
         }
-        figures = in_turn(subjects, chosen.repeats)
+        figures = in_turn(subjects, chosen.repeats, chosen.warm_ups)
     for pair, over in ((list(subjects)[:2], "Ray's example, 2 workers"),
                        (list(subjects)[2:], "bare script")):  # fmt: skip
         say({each: figures[each] for each in pair}, "first step", over, "first step, s", ".1f")

@@ -87,7 +87,7 @@ def main() -> None:
             "cifar_dist, 2 workers": of(project, folder, 2, True),
             "cifar_dist, 2 workers, not deterministic": of(project, folder, 2, False),
         }
-        figures = in_turn({**alone, **pair}, chosen.repeats, warm_ups=0)
+        figures = in_turn({**alone, **pair}, chosen.repeats, chosen.warm_ups)
     for names, first in ((alone, "bare loop"), (pair, "torchrun DDP")):
         part = {each: figures[each] for each in names}
         say(part, "images_per_second", first, "images a second")

@@ -116,7 +116,7 @@ def main() -> None:
     """Measure, print a table, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("trial_overhead.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trial_overhead.json"))
     options = parser.parse_args()
     # What the first of them would load for the others: a driver's imports count for none.
     importlib.import_module("ray.tune")

@@ -137,7 +137,9 @@ def main() -> None:
             print(json.dumps(SUBJECTS[chosen.run](Path(folder))))
         return
     figures = in_turn(
-        {name: functools.partial(measured, name) for name in SUBJECTS}, chosen.repeats, warm_ups=0
+        {name: functools.partial(measured, name) for name in SUBJECTS},
+        chosen.repeats,
+        chosen.warm_ups,
     )
     for key, title in (
         ("seconds", "seconds in all"),

@@ -132,8 +132,10 @@ def _run(
 
     from cifar_dist.cluster.session import check_resources, session
 
-    # Loaded while Ray starts, which mostly waits: it brings torch.
-    threading.Thread(target=importlib.import_module, args=["cifar_dist.cluster.trainer"]).start()
+    if not config.use_gpu:  # GPUs that are not there are refused seconds earlier without it
+        # Loaded while Ray starts, which mostly waits: it brings torch.
+        behind = "cifar_dist.cluster.trainer"
+        threading.Thread(target=importlib.import_module, args=[behind]).start()
     with session(config.verbose) as where:
         check_resources(config)
         from cifar_dist.cluster.trainer import train_on_ray
