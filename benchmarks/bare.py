@@ -95,7 +95,8 @@ def lightning(folder: Path, epochs: int) -> list[float]:
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Module(), ready)
+    # A list would be several loaders to Lightning.
+    trainer.fit(Module(), torch.utils.data.DataLoader(ready, batch_size=None))  # type: ignore[arg-type]
     return rates
 
 
