@@ -21,6 +21,7 @@ from benchmarks.machine import machine
 from cifar_dist.events import Event
 from cifar_dist.tune import search
 from cifar_dist.tune_config import make_tune_config
+from tests.conftest import first_images
 
 SETTINGS: dict[str, Any] = {
     "space": "adamw_steplr",
@@ -52,15 +53,6 @@ class Clock:
             self._epochs[event["trial_id"]] = event["epochs"]
             best = max(event["value"], self.points[-1][2] if self.points else 0.0)
             self.points.append((now - self._began, sum(self._epochs.values()), best))
-
-
-def subset(source: Path, folder: Path) -> None:
-    """Write the first images of each split of Parquet files."""
-    import pyarrow.parquet as pq
-
-    for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
-        file = min(source.glob(f"{split}*.parquet"))
-        pq.write_table(pq.read_table(file).slice(0, count), folder / file.name)
 
 
 def measure(folder: Path, seed: int, scheduler: str) -> dict[str, Any]:
@@ -95,7 +87,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subset(options.data_dir, folder)
+        first_images(options.data_dir, folder, TRAIN_IMAGES, TEST_IMAGES)
         for seed in range(options.seeds):
             order = ("none", "asha") if seed % 2 == 0 else ("asha", "none")
             runs = {scheduler: measure(folder, seed, scheduler) for scheduler in order}

@@ -19,16 +19,13 @@ def source() -> str:
 
 def write_folder(folder: Path, train: int, test: int) -> None:
     """Parquet files with so many images in the Hugging Face layout, which `train` reads."""
-    import pyarrow.parquet as pq
+    from tests.conftest import first_images, write_parquet
 
-    from tests.conftest import write_parquet
-
-    given = os.environ.get("CIFAR_DIST_DATA")
+    if given := os.environ.get("CIFAR_DIST_DATA"):
+        first_images(Path(given), folder, train, test)
+        return
     for split, count in (("train", train), ("test", test)):
         file = folder / f"{split}-00000-of-00001.parquet"
-        if given:
-            pq.write_table(pq.read_table(min(Path(given).glob(f"{split}*"))).slice(0, count), file)
-            continue
         random = np.random.default_rng(0)
         images = random.integers(0, 256, (count, 32, 32, 3), np.uint8)
         write_parquet(file, images, np.arange(count) % 10)

@@ -90,6 +90,15 @@ def write_parquet(
     pq.write_table(pa.table({column: values, "label": labels.astype(np.int64)}), file)
 
 
+def first_images(source: Path, folder: Path, train: int, test: int) -> None:
+    """Write the first images of each split of Parquet files to a folder."""
+    import pyarrow.parquet as pq
+
+    for split, count in (("train", train), ("test", test)):
+        file = min(source.glob(f"{split}*.parquet"))
+        pq.write_table(pq.read_table(file).slice(0, count), folder / file.name)
+
+
 @pytest.fixture
 def small_parquet(tmp_path: Path) -> Path:
     """A folder with 60 training and 20 test images in the Hugging Face layout."""

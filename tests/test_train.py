@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Finished, run_command
+from tests.conftest import ROOT, Finished, first_images, run_command
 
 SMALL = ("--dataset", "digits", "--batch-size", "450", "--max-epochs", "2")
 
@@ -48,14 +48,10 @@ def main_job(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> tupl
     On the first 5,000 of the real images, as real files, where there are any: the README shows a
     run on all of them, which takes six minutes on two cores. Else on a few digits.
     """
-    import pyarrow.parquet as pq
-
     folder = tmp_path_factory.mktemp("main_job")
-    real = os.environ.get("CIFAR_DIST_DATA")
+    real = Path(os.environ.get("CIFAR_DIST_DATA") or "none")
     (folder / "data").mkdir()
-    for split, count in (("train", 5_000), ("test", 1_000)):
-        file = min(Path(real or few_digits).glob(f"{split}*.parquet"))
-        pq.write_table(pq.read_table(file).slice(0, count), folder / "data" / file.name)
+    first_images(real if real.is_dir() else few_digits, folder / "data", train=5_000, test=1_000)
     words = ["--num-workers", "2", "--max-epochs", "2", "--data-dir", "data", "--name", "first"]
     return folder, run_command(folder, *words)
 

@@ -203,7 +203,7 @@ def _left_over() -> list[str]:
 
 
 def test_a_worker_that_raises_is_shown_once_and_exits_1(
-    tmp_path: Path, with_worker, capsys: pytest.CaptureFixture[str], monkeypatch
+    tmp_path: Path, with_worker, capfd: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
     with_worker(workers.raising_worker)
     words = ["--num-workers", "2", "--max-failures", "0", "--name", "raised"]
@@ -213,7 +213,7 @@ def test_a_worker_that_raises_is_shown_once_and_exits_1(
     with pytest.raises(SystemExit) as ended:
         run_command(main)
     assert ended.value.code == 1
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert said.count("the second worker divides by zero") == 2  # source line and message
     assert said.count("Traceback") == 1
     assert "worker 1: Traceback" in said
