@@ -58,24 +58,35 @@ class Mailbox:
         self._hopeless: Exception | None = None
         self._let_run_to = 0 if wait else sys.maxsize
         self._stopped = False
+        self._nudged = False
         self._requests = 0
         self._request: _Request | None = None
         self._changed = asyncio.Condition()
 
     async def put(self, event: Event) -> None:
         """Add an event."""
-        self._events.append(event)
         if event["kind"] == "hopeless":
             self._hopeless = event["error"]
+        async with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
 
     async def hopeless(self) -> Exception | None:
         """What a worker found wrong that no restart mends, if anything."""
         return self._hopeless
 
     async def take(self) -> list[Event]:
-        """All events since the last call, in order."""
-        taken, self._events = self._events, []
+        """All events since the last call, in order; the answer waits for one, or for `nudge`."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._events or self._nudged)
+        taken, self._events, self._nudged = self._events, [], False
         return taken
+
+    async def nudge(self) -> None:
+        """Have `take` answer at once, with what there is."""
+        async with self._changed:
+            self._nudged = True
+            self._changed.notify_all()
 
     async def go_on(self, epoch: int, stop: bool = False) -> None:
         """Let ranks run on behind an epoch's end (1-based), or make them stop at the next one."""
@@ -143,6 +154,42 @@ def make_mailbox(wait: bool = False) -> Any:
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Mailbox.options(scheduling_strategy=here).remote(wait)  # type: ignore[attr-defined]
+
+
+class Events:
+    """The driver's ear for events: while there are none it costs the processors nothing.
+
+    A call to the mailbox every now and then would be one that interrupts a training step.
+
+    Args:
+        mailbox: the run's.
+    """
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._coming = mailbox.take.remote()
+
+    def take(self, last: bool = False) -> list[Event]:
+        """The events that have come, in order; does not wait.
+
+        Args:
+            last: those too that are on their way: whoever sent them has ended.
+
+        Raises:
+            ray.exceptions.RayError: the mailbox is lost.
+        """
+        events: list[Event] = []
+        if ray.wait([self._coming], timeout=0)[0]:
+            events += self._arrived()
+        if last:
+            self._mailbox.nudge.remote()
+            events += self._arrived()
+        return events
+
+    def _arrived(self) -> list[Event]:
+        events: list[Event] = ray.get(self._coming)
+        self._coming = self._mailbox.take.remote()
+        return events
 
 
 class Orders:

@@ -75,6 +75,9 @@ class _ProcessGroupBackend(Backend):
 def _join(backend: str, rank: int, world_size: int, place: tuple[str, int]) -> None:
     from ray.train.torch import config
 
+    from cifar_dist.training.memory import threads_share_memory
+
+    threads_share_memory()  # before Ray starts the one that trains
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = place[0], str(place[1])
     config._set_torch_distributed_env_vars()
     config._setup_torch_process_group(backend, rank, world_size, "env://", TIMEOUT_S)

@@ -30,7 +30,7 @@ from ray.util.placement_group import PlacementGroup
 
 from cifar_dist.cluster.controller import Watch, what_failed
 from cifar_dist.cluster.lean import CleanedUpAfter, LeanTorchTrainer
-from cifar_dist.cluster.mailbox import Orders, make_mailbox
+from cifar_dist.cluster.mailbox import Events, Orders, make_mailbox
 from cifar_dist.cluster.process_group import ProcessGroup
 from cifar_dist.cluster.session import Resources, worker_resources
 from cifar_dist.cluster.threads import InThread
@@ -85,6 +85,9 @@ def train_worker(work: Work) -> Outcome:
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
 
     # Behind what may be refused: these take most of a worker's start.
+    from cifar_dist.training.torchmetrics_alone import load_torchmetrics_alone
+
+    load_torchmetrics_alone()
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
     from cifar_dist.training.fit import fit
@@ -98,7 +101,9 @@ def train_worker(work: Work) -> Outcome:
         work.run,
         dataset,
         rank=rank,
-        strategy=RayDDPStrategy(
+        strategy="auto"
+        if world_size == 1
+        else RayDDPStrategy(
             # Statistics of batch normalisation are averaged once an epoch instead.
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
@@ -179,6 +184,7 @@ def train_on_ray(
     work = Work(config, run, dataset_fingerprint, launched, mailbox, is_trial)
     for name, value in ray_settings(config).items():
         os.environ.setdefault(name, value)
+    events = Events(mailbox)
     lost = 0
 
     def listen(event: Event) -> None:
@@ -187,7 +193,7 @@ def train_on_ray(
         listener(event)
 
     while True:
-        attempt = _Attempt(work, worker, failures_left=config.max_failures - lost)
+        attempt = _Attempt(work, worker, events, failures_left=config.max_failures - lost)
         try:
             return attempt.follow(listen)
         except RayActorError:
@@ -212,9 +218,10 @@ def ray_settings(config: TrainConfig) -> dict[str, str]:
 class _Attempt:
     """A call of ``TorchTrainer.fit``: ends when training does, or its controller dies."""
 
-    def __init__(self, work: Work, worker: Worker, failures_left: int) -> None:
+    def __init__(self, work: Work, worker: Worker, events: Events, failures_left: int) -> None:
         config = work.config
         self._work = work
+        self._events = events
         # Marks what the controller reserves, in a resource that there is plenty of, so that it
         # can be found and given back should the controller die.
         self._marked: Resources = {**worker_resources(config), "memory": random.randint(1, 2**20)}
@@ -263,7 +270,7 @@ class _Attempt:
                 try:
                     # Asked for before the events are taken, so that the last ones are not missed.
                     alive = running.alive
-                    self._pass_on(listener)
+                    self._pass_on(listener, last=not alive)
                     if not alive:
                         break
                     if stop_at is not None and time.monotonic() > stop_at:
@@ -290,8 +297,8 @@ class _Attempt:
             raise Interrupted
         return outcome
 
-    def _pass_on(self, listener: Listener) -> None:
-        for event in ray.get(self._work.mailbox.take.remote()):
+    def _pass_on(self, listener: Listener, last: bool) -> None:
+        for event in self._events.take(last):
             if event["kind"] == "hopeless":
                 raise event["error"]
             if event["kind"] == "raised":

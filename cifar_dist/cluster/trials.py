@@ -68,6 +68,9 @@ class Plan:
 def train_here(work: TrialWork) -> Outcome:
     """Train in this process, as the only worker."""
     from cifar_dist.data.cache import prepare_same
+    from cifar_dist.training.torchmetrics_alone import load_torchmetrics_alone
+
+    load_torchmetrics_alone()
     from cifar_dist.training.fit import fit
 
     config = work.config

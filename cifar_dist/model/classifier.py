@@ -173,8 +173,9 @@ class Classifier(pl.LightningModule):
     def _optimizer(self) -> torch.optim.Optimizer:
         lr, decay = self.config.lr, self.config.weight_decay
         parameters = self.network.parameters()
+        # Fused: one pass over the weights in place of a dozen, on the CPU too.
         if self.config.optimizer == "sgd":
             return torch.optim.SGD(
-                parameters, lr, momentum=SGD_MOMENTUM, weight_decay=decay, nesterov=True
+                parameters, lr, momentum=SGD_MOMENTUM, weight_decay=decay, nesterov=True, fused=True
             )
-        return torch.optim.AdamW(parameters, lr, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True)

@@ -36,6 +36,7 @@ from cifar_dist.training.callbacks import (
 )
 from cifar_dist.training.checkpoints import Checkpoints
 from cifar_dist.training.environment import environment
+from cifar_dist.training.memory import freed_memory_kept
 from cifar_dist.training.nonfinite import SkipNonFinite, StopOnNonFinite
 from cifar_dist.training.seeding import set_seed
 
@@ -141,7 +142,8 @@ def fit(
                 "checkpoint": checkpoint and str(checkpoint),
             }
         )
-    trainer.fit(module, images, ckpt_path=checkpoint, weights_only=True)
+    with freed_memory_kept():
+        trainer.fit(module, images, ckpt_path=checkpoint, weights_only=True)
 
     weights_sha256 = hashlib.sha256(weights_as_bytes(network)).hexdigest()
     tested: dict[str, Any] = {"accuracy": None, "loss": None, "images": 0}
