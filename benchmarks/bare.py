@@ -11,64 +11,92 @@ import argparse
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-BATCH = 128
+
+@dataclass(frozen=True)
+class Settings:
+    """What a loop trains with; what the project's flags of these names mean."""
+
+    batch_size: int = 128
+    device: str = "cpu"
+    precision: str = "32"
+    channels_last: bool = False
+    compile: bool = False
+    stem: str = "imagenet"
 
 
-def batches(folder: Path, rank: int, world_size: int) -> list[tuple[Any, Any]]:
-    """This rank's part of every batch of an epoch, ready."""
+def batches(folder: Path, chosen: Settings, rank: int, world_size: int) -> list[tuple[Any, Any]]:
+    """This rank's part of every batch of an epoch, ready on the device."""
     from benchmarks.images import arrays
 
+    size = chosen.batch_size
     pixels, labels = arrays(folder)
-    kept = len(labels) * 9 // 10 // BATCH * BATCH  # as many as the project trains on
+    kept = len(labels) * 9 // 10 // size * size  # as many as the project trains on
     ready = torch.from_numpy(pixels[:kept]).permute(0, 3, 1, 2).float().div_(255)
-    ready = (ready - 0.47) / 0.25
-    parts = zip(ready.split(BATCH), torch.from_numpy(labels[:kept]).split(BATCH), strict=True)
-    each = BATCH // world_size
+    ready = ((ready - 0.47) / 0.25).to(chosen.device).contiguous(memory_format=layout(chosen))
+    answers = torch.from_numpy(labels[:kept]).to(chosen.device)
+    each = size // world_size
     mine = slice(rank * each, (rank + 1) * each)
-    return [(images[mine].contiguous(), answers[mine]) for images, answers in parts]
+    parts = zip(ready.split(size), answers.split(size), strict=True)
+    return [(images[mine].clone(), labels[mine].clone()) for images, labels in parts]
 
 
-def loop(folder: Path, epochs: int) -> list[float]:
+def layout(chosen: Settings) -> torch.memory_format:
+    """How images lie in memory."""
+    return torch.channels_last if chosen.channels_last else torch.contiguous_format
+
+
+def loop(folder: Path, epochs: int, chosen: Settings) -> list[float]:
     """A plain loop, in DDP where torchrun started it; images a second by epoch, on rank 0."""
-    from torchvision.models import resnet18
+    from cifar_dist.model.resnet import resnet18
 
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    ready = batches(folder, rank, world_size)
-    model: nn.Module = resnet18(num_classes=10)
+    ready = batches(folder, chosen, rank, world_size)
+    on_gpu = chosen.device != "cpu"
+    model: nn.Module = resnet18(10, chosen.stem)
+    model = model.to(chosen.device, memory_format=layout(chosen))  # type: ignore[call-overload]
+    if chosen.compile:
+        model.compile()
     if world_size > 1:
         torch.distributed.init_process_group("gloo")
         model = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
+    mixed = torch.autocast(chosen.device, torch.bfloat16, enabled=chosen.precision == "bf16-mixed")
     rates = []
     for _ in range(epochs):
         began = time.perf_counter()
-        total, right = 0.0, 0
+        # Added up where they are: reading them would make a GPU wait at each step.
+        total = torch.zeros((), device=chosen.device)
+        right = torch.zeros((), dtype=torch.int64, device=chosen.device)
         for images, labels in ready:
-            logits = model(images)
-            loss = nn.functional.cross_entropy(logits, labels)
+            with mixed:
+                logits = model(images)
+                loss = nn.functional.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.item()
-            right += int((logits.argmax(1) == labels).sum())
-        rates.append(len(ready) * BATCH / (time.perf_counter() - began))
+            total += loss.detach()
+            right += (logits.argmax(1) == labels).sum()
+        if on_gpu:
+            torch.cuda.synchronize()
+        rates.append(len(ready) * chosen.batch_size / (time.perf_counter() - began))
     if world_size > 1:
         torch.distributed.destroy_process_group()
     return rates if rank == 0 else []
 
 
-def lightning(folder: Path, epochs: int) -> list[float]:
+def lightning(folder: Path, epochs: int, chosen: Settings) -> list[float]:
     """Lightning's Trainer without Ray, as its documentation shows it."""
     import lightning.pytorch as pl
     from torchvision.models import resnet18
 
-    ready = batches(folder, 0, 1)
+    ready = batches(folder, chosen, 0, 1)
     rates: list[float] = []
 
     class Module(pl.LightningModule):
@@ -89,7 +117,7 @@ def lightning(folder: Path, epochs: int) -> list[float]:
             self.began = time.perf_counter()
 
         def on_train_epoch_end(self) -> None:
-            rates.append(len(ready) * BATCH / (time.perf_counter() - self.began))
+            rates.append(len(ready) * chosen.batch_size / (time.perf_counter() - self.began))
 
     trainer = pl.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
@@ -107,14 +135,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--settings", default="{}", help="of `Settings`, as JSON")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    if chosen.deterministic:
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = True
     run = loop if chosen.which == "loop" else lightning
-    if rates := run(chosen.folder, chosen.epochs):
+    settings = Settings(**json.loads(chosen.settings))
+    if rates := run(chosen.folder, chosen.epochs, settings):
         print(json.dumps(rates))
 
 

@@ -1,12 +1,13 @@
 """Images a second of training: the project against the loops that a user would write.
 
 ``python -m benchmarks.step`` trains ResNet-18 (torchvision's stem, 32x32 pixels, batch 128, AdamW,
-float32, CPU) in turn as a bare PyTorch loop, in plain Lightning and as the project with no and
-with one Ray worker, each with as many threads as there are cores; and with two processes of half as
-many as torchrun's DDP and as the project with two Ray workers. The project augments, counts
-accuracy and keeps its record in this time; the peers' batches lie ready in memory. All but the
-first epoch count. Determinism costs something by itself, so the project runs with it, as is its
-default, and without, as its peers do.
+float32, CPU) in turn as a bare PyTorch loop, in plain Lightning and as the project without Ray and
+with one Ray worker, with as many threads as there are cores; as a bare loop and one Ray worker with
+one thread; and with two processes that share the cores as torchrun's DDP and as the project with
+two Ray workers. The project augments, counts accuracy and keeps its record in this time; the
+peers' batches lie ready in memory. All but each process's first epoch count. Determinism costs
+something by itself, so the project runs with it, as is its default, and without, as its peers do.
+Where a step's time goes is measured in runs of their own, see `benchmarks.shares`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import images as measured
-from benchmarks.side_by_side import arguments, in_turn, ratios, say, write
+from benchmarks import shares
+from benchmarks.side_by_side import arguments, cell, in_turn, say, write
 from cifar_dist.runs import RunDirectory
 
 IMAGES = 2_560
@@ -38,30 +40,44 @@ def output(words: list[str]) -> str:
     return done.stdout
 
 
-def peer(which: str, folder: Path, processes: int, deterministic: bool) -> dict[str, float]:
-    """A loop of `benchmarks.bare`."""
+def peer(which: str, folder: Path, processes: int, threads: int) -> dict[str, float]:
+    """A loop of `benchmarks.bare`, with so many threads in each process."""
     start = [sys.executable, "-m"]
     if processes > 1:
         start += ["torch.distributed.run", f"--nproc-per-node={processes}", "-m"]
-    words = [*start, "benchmarks.bare", which, str(folder), f"--threads={CORES // processes}"]
-    words += ["--epochs", str(EPOCHS), *(["--deterministic"] if deterministic else [])]
-    rates = json.loads(output(words).strip().splitlines()[-1])
+    words = [*start, "benchmarks.bare", which, str(folder), f"--threads={threads}"]
+    rates = json.loads(output([*words, f"--epochs={EPOCHS}"]).strip().splitlines()[-1])
     return {"images_per_second": statistics.median(rates[1:])}
 
 
-def project(folder: Path, workers: int, deterministic: bool) -> dict[str, float]:
+def command(folder: Path, runs: str, workers: int, threads: int, deterministic: bool) -> list[str]:
+    """The arguments of ``cifar_dist.train``."""
+    return [
+        "--data-dir", str(folder), f"--num-workers={workers}", f"--max-epochs={EPOCHS}",
+        "--name=run", "--storage-path", runs, f"--checkpoint-every={EPOCHS}",
+        f"--cpus-per-worker={threads}",
+        "--deterministic" if deterministic else "--no-deterministic",
+    ]  # fmt: skip
+
+
+def project(folder: Path, workers: int, threads: int, deterministic: bool) -> dict[str, float]:
     """``python -m cifar_dist.train``."""
     with tempfile.TemporaryDirectory() as runs:
-        words = [
-            sys.executable, "-m", "cifar_dist.train", "--data-dir", str(folder),
-            "--num-workers", str(workers), "--max-epochs", str(EPOCHS), "--name", "run",
-            "--storage-path", runs, "--checkpoint-every", str(EPOCHS),
-            "--cpus-per-worker", str(CORES // max(workers, 1)),
-            "--deterministic" if deterministic else "--no-deterministic",
-        ]  # fmt: skip
-        output(words)
+        words = command(folder, runs, workers, threads, deterministic)
+        output([sys.executable, "-m", "cifar_dist.train", *words])
         rows = RunDirectory.at(runs, "run").read_metrics()
         return {"images_per_second": statistics.median(r["images_per_second"] for r in rows[1:])}
+
+
+def parts(folder: Path, workers: int, threads: int) -> dict[str, float]:
+    """Seconds of each part of a step of the project."""
+    with tempfile.TemporaryDirectory() as runs:
+        file = Path(runs) / "shares.json"
+        os.environ[shares.FILE] = str(file)
+        words = command(folder, runs, workers, threads, deterministic=False)
+        output([sys.executable, "-m", "benchmarks.shares", *words])
+        found: dict[str, float] = json.loads(file.read_text())
+        return found
 
 
 def main() -> None:
@@ -73,28 +89,46 @@ def main() -> None:
         folder = Path(name)
         measured.write_folder(folder, chosen.images, 100)
         of = functools.partial
-        alone: dict[str, Callable[[], dict[str, float]]] = {
-            "bare loop": of(peer, "loop", folder, 1, False),
-            "bare loop, deterministic": of(peer, "loop", folder, 1, True),
-            "Lightning": of(peer, "lightning", folder, 1, False),
-            "cifar_dist, no Ray": of(project, folder, 0, True),
-            "cifar_dist, 1 worker": of(project, folder, 1, True),
-            "cifar_dist, 1 worker, not deterministic": of(project, folder, 1, False),
-        }
-        pair: dict[str, Callable[[], dict[str, float]]] = {
-            "torchrun DDP": of(peer, "loop", folder, 2, False),
-            "torchrun DDP, deterministic": of(peer, "loop", folder, 2, True),
-            "cifar_dist, 2 workers": of(project, folder, 2, True),
-            "cifar_dist, 2 workers, not deterministic": of(project, folder, 2, False),
-        }
-        figures = in_turn({**alone, **pair}, chosen.repeats, chosen.warm_ups)
-    for names, first in ((alone, "bare loop"), (pair, "torchrun DDP")):
-        part = {each: figures[each] for each in names}
-        say(part, "images_per_second", first, "images a second")
-        for each, values in ratios(part, "images_per_second", f"{first}, deterministic").items():
-            print(f"{each} over {first}, deterministic: {statistics.median(values):.3f}")
+        half = max(CORES // 2, 1)
+        groups: list[dict[str, Callable[[], dict[str, float]]]] = [
+            {
+                f"bare loop, {CORES} threads": of(peer, "loop", folder, 1, CORES),
+                f"Lightning, {CORES} threads": of(peer, "lightning", folder, 1, CORES),
+                f"cifar_dist without Ray, {CORES} threads": of(project, folder, 0, CORES, False),
+                f"cifar_dist, 1 worker, {CORES} threads": of(project, folder, 1, CORES, False),
+            },
+            {
+                "bare loop, 1 thread": of(peer, "loop", folder, 1, 1),
+                "cifar_dist, 1 worker, 1 thread": of(project, folder, 1, 1, False),
+            },
+            {
+                "torchrun DDP": of(peer, "loop", folder, 2, half),
+                "cifar_dist, 2 workers": of(project, folder, 2, half, False),
+                "cifar_dist, 2 workers, deterministic": of(project, folder, 2, half, True),
+            },
+        ]
+        figures = in_turn(
+            {name: measure for group in groups for name, measure in group.items()},
+            chosen.repeats,
+            chosen.warm_ups,
+        )
+        of_steps = in_turn(
+            {
+                f"without Ray, {CORES} threads": of(parts, folder, 0, CORES),
+                "2 workers": of(parts, folder, 2, half),
+            },
+            chosen.repeats,
+            chosen.warm_ups,
+        )
+    for group in groups:
+        part = {each: figures[each] for each in group}
+        say(part, "images_per_second", next(iter(group)), "images a second")
+    print("\n| milliseconds of a step | " + " | ".join(of_steps) + " |\n|---|---|---|")
+    for key in next(iter(of_steps.values()))[0]:
+        cells = [cell([1000 * each[key] for each in runs], ".1f") for runs in of_steps.values()]
+        print(f"| {key} | {' | '.join(cells)} |")
     about = {"images": chosen.images, "cores": CORES, "source": measured.source()}
-    write(chosen.output, figures, **about)
+    write(chosen.output, figures | of_steps, **about)
 
 
 if __name__ == "__main__":
