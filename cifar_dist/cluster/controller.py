@@ -5,12 +5,15 @@ No torch here: the workers are started when the controller has loaded what it ne
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution import controller
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
@@ -50,6 +53,19 @@ class Watch(ControllerCallback):
             number = ray.get(self._mailbox.request.remote(Order.SAVE))
             # Too late is no failure: the workers go on from the checkpoint before.
             ray.wait([self._mailbox.wait_carried_out.remote(number)], timeout=SAVE_BEFORE_RESIZE_S)
+
+
+class TrainController(controller.TrainController):
+    """Ray Train's, told the driver's environment variables when it is made.
+
+    Args:
+        environment: to be set in its process.
+        what: what Ray's takes.
+    """
+
+    def __init__(self, environment: Mapping[str, str], **what: Any) -> None:
+        os.environ.update(environment)
+        super().__init__(**what)
 
 
 class FixedNumber(FixedScalingPolicy):

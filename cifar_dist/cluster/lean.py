@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
-from cifar_dist.cluster.controller import FixedNumber
+from cifar_dist.cluster.controller import FixedNumber, TrainController
+from cifar_dist.cluster.session import started_here
 
 
 class LeanTorchTrainer(TorchTrainer):
@@ -20,10 +23,18 @@ class LeanTorchTrainer(TorchTrainer):
     unused: tuple[type[Any], ...] = (DatasetsCallback,)
     """Callbacks that are left out: each starts a process. This one hands out Ray Datasets."""
 
-    def _initialize_and_run_controller(self, **controller: Any) -> Any:
+    def _initialize_and_run_controller(self, **what: Any) -> Any:
         if not self.scaling_config.elasticity_enabled:
-            controller["scaling_policy"] = FixedNumber(self.scaling_config)
-        return super()._initialize_and_run_controller(**controller)
+            what["scaling_policy"] = FixedNumber(self.scaling_config)
+        if not started_here():
+            return super()._initialize_and_run_controller(**what)
+        # Ray gives it the driver's variables by a runtime environment, for which a process has to
+        # be started. Here it takes one that waits.
+        label = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        controller = ray.remote(num_cpus=0, label_selector=label)(TrainController)
+        running: Any = controller.remote(get_env_vars_to_propagate(), **what)  # type: ignore[attr-defined]
+        ray.get(running.run.remote())
+        return ray.get(running.get_result.remote())
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -10,9 +11,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
-from ray._private import auto_init_hook
+from ray._private import auto_init_hook, parameter
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
@@ -44,11 +46,12 @@ def session(verbose: bool = False) -> Iterator[str]:
     # one ignores the option. Where Ray may talk, its clean-up actor wants the dashboard.
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(
-            include_dashboard=verbose,
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-        )
+        with _processes_left_out(log_monitor=not verbose):
+            ray.init(
+                include_dashboard=verbose,
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _not_answering(os.environ.get("RAY_ADDRESS", ""), error) from None
     if threading.current_thread() is threading.main_thread():
@@ -65,6 +68,31 @@ def session(verbose: bool = False) -> Iterator[str]:
         # cluster of its own. (Set as RAY_ENABLE_AUTO_CONNECT=0 would, had Ray not been imported.)
         auto_init_hook.enable_auto_connect = False
         ray.shutdown()
+
+
+@contextmanager
+def _processes_left_out(log_monitor: bool) -> Iterator[None]:
+    """Have a cluster that is started meanwhile do without processes that it has no use for.
+
+    They are the autoscaler, which has no machines to add, and what passes on workers' output. Each
+    takes a second of processor time to start, and interrupts training steps for as long as it
+    lasts. Joining a cluster is not affected.
+    """
+    complete = parameter.RayParams
+    without: dict[str, Any] = {"no_monitor": True}
+    if log_monitor:
+        without["include_log_monitor"] = False
+    parameter.RayParams = functools.partial(complete, **without)
+    try:
+        yield
+    finally:
+        parameter.RayParams = complete
+
+
+def started_here() -> bool:
+    """Whether this process started the cluster that it is connected to."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.is_head())
 
 
 def _check_answering(address: str) -> None:

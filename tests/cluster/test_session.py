@@ -1,9 +1,13 @@
 """What is refused before Ray is asked for it."""
 
+import subprocess
+import sys
+
 import pytest
 
 from cifar_dist.cluster.session import refuse_unplaceable
 from cifar_dist.errors import UserError
+from tests.conftest import ROOT
 
 CPU_NODE = {"CPU": 8.0, "memory": 1e9}
 GPU_NODE = {"CPU": 4.0, "GPU": 2.0}
@@ -43,3 +47,20 @@ def test_what_fits_passes(workers: int, each: dict, nodes: list[dict]) -> None:
 def test_what_never_fits_is_refused_with_what_there_is(workers, each, nodes, said) -> None:
     with pytest.raises(UserError, match=said):
         refuse_unplaceable(workers, each, nodes)
+
+
+SESSION = """
+from cifar_dist.cluster.session import session, started_here
+from tests.processes import descendants
+
+with session():
+    running = list(descendants().values())
+    print(started_here(), any("raylet" in each for each in running))
+    print([each for each in running if "monitor.py" in each])
+"""
+
+
+def test_a_session_starts_no_processes_that_it_has_no_use_for() -> None:
+    words = [sys.executable, "-c", SESSION]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines() == ["True True", "[]"]
