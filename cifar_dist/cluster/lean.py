@@ -32,7 +32,7 @@ class LeanTorchTrainer(TorchTrainer):
         # be started. Here it takes one that waits.
         label = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         controller = ray.remote(num_cpus=0, label_selector=label)(TrainController)
-        running: Any = controller.remote(get_env_vars_to_propagate(), **what)  # type: ignore[attr-defined]
+        running: Any = controller.remote(get_env_vars_to_propagate(), **what)
         ray.get(running.run.remote())
         return ray.get(running.get_result.remote())
 
