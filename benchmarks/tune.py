@@ -118,11 +118,13 @@ SUBJECTS = {"cifar_dist": project, "Ray Tune as documented": documented}
 
 def measured(which: str) -> dict[str, float]:
     """One search, in a process of its own."""
-    words = [sys.executable, "-m", "benchmarks.tune", "--run", which]
-    env = {**os.environ, "RAY_ADDRESS": "local"}
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "figures.json"  # not printed: Ray prints among it
+        words = [sys.executable, "-m", "benchmarks.tune", "--run", which, str(file)]
+        env = {**os.environ, "RAY_ADDRESS": "local"}
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found: dict[str, float] = json.loads(file.read_text())
     beside = (found["seconds"] * SLOTS - found["training"]) / TRIALS
     return {**found, "beside training, slot seconds a trial": beside}
 
@@ -130,11 +132,12 @@ def measured(which: str) -> dict[str, float]:
 def main() -> None:
     """Measure, print a table, and write JSON."""
     parser = arguments(__doc__, "tune")
-    parser.add_argument("--run", choices=SUBJECTS, help="for the searches' own processes")
+    parser.add_argument("--run", nargs=2, help="for the searches' own processes")
     chosen = parser.parse_args()
     if chosen.run:
+        which, file = chosen.run
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(SUBJECTS[chosen.run](Path(folder))))
+            Path(file).write_text(json.dumps(SUBJECTS[which](Path(folder))))
         return
     figures = in_turn(
         {name: functools.partial(measured, name) for name in SUBJECTS},
