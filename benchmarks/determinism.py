@@ -7,53 +7,45 @@ second of each run's second epoch. On a GPU with ``--use-gpu``.
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import os
 import statistics
 import tempfile
-from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.side_by_side import arguments, in_turn, ratios, say, write
 from cifar_dist.config import TrainConfig
 from cifar_dist.train import train
 
 
-def images_per_second(settings: dict[str, Any], deterministic: bool) -> float:
+def images_per_second(settings: dict[str, Any], deterministic: bool) -> dict[str, float]:
     """Of the second epoch."""
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             **settings, num_workers=0, max_epochs=2, deterministic=deterministic,
             storage_path=folder, checkpoint_every=2,
         )  # fmt: skip
-        return float(train(config).outcome.history[1]["images_per_second"])
+        rate = train(config).outcome.history[1]["images_per_second"]
+        return {"images_per_second": float(rate)}
 
 
 def main() -> None:
     """Measure, print a table, and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = arguments(__doc__, "determinism")
     parser.add_argument("--use-gpu", action="store_true")
     parser.add_argument(
         "--dataset", default="cifar10" if "CIFAR_DIST_DATA" in os.environ else "digits"
     )
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/determinism.json"))
     chosen = parser.parse_args()
     settings = {"dataset": chosen.dataset, "use_gpu": chosen.use_gpu}
-    images_per_second(settings, True)  # warm-up
-    figures: dict[str, list[float]] = {"on": [], "off": []}
-    for _ in range(chosen.repeats):
-        for switch, values in figures.items():
-            values.append(images_per_second(settings, switch == "on"))
-            print(switch, f"{values[-1]:.0f} images/s", flush=True)
-    on, off = (statistics.median(figures[switch]) for switch in ("on", "off"))
-    for switch, values in figures.items():
-        print(f"| {switch} | {statistics.median(values):.0f} ({min(values):.0f} to "
-              f"{max(values):.0f}) |")  # fmt: skip
-    print(f"on over off: {on / off:.3f}")
-    result = {"machine": machine(), "settings": settings, "images_per_second": figures}
-    chosen.output.write_text(json.dumps(result, indent=1) + "\n")
+    of = functools.partial(images_per_second, settings)
+    figures = in_turn(
+        {"on": lambda: of(True), "off": lambda: of(False)}, chosen.repeats, chosen.warm_ups
+    )
+    say(figures, "images_per_second", "off", "--deterministic, images a second")
+    on = ratios(figures, "images_per_second", "off")["on"]
+    print(f"on over off: {statistics.median(on):.3f}")
+    write(chosen.output, figures, settings=settings)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ for a second and reports one result, so all else is overhead. Two figures of eac
 
 from __future__ import annotations
 
-import argparse
+import functools
 import importlib
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.machine import machine
+from benchmarks.side_by_side import arguments, in_turn, say, write
 
 TRIALS, SLOTS, WORK_S = 64, 2, 1.0
 
@@ -114,31 +113,15 @@ def measure(run: Callable[[Path], None]) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print a table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trial_overhead.json"))
-    options = parser.parse_args()
+    chosen = arguments(__doc__, "trial_overhead").parse_args()
     # What the first of them would load for the others: a driver's imports count for none.
     importlib.import_module("ray.tune")
     importlib.import_module("cifar_dist.cluster.tuner")
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in SUBJECTS}
-    for repeat in range(options.repeats):
-        for name, run in SUBJECTS.items():
-            found[name].append(measure(run))
-            print(f"{repeat + 1}/{options.repeats} {name}: {found[name][-1]}", flush=True)
-    about = {"trials": TRIALS, "slots": SLOTS, "work_s": WORK_S, "repeats": options.repeats}
-    options.out.write_text(json.dumps({**machine(), **about, "runs": found}, indent=2) + "\n")
-    print(f"\n| {TRIALS} trials of {WORK_S:g} s on {SLOTS} slots | trials / ideal | s before |")
-    print("|---|---|---|")
-    for name, runs in found.items():
-        cells = [
-            _cell([run[key] for run in runs]) for key in ("trials_over_ideal", "seconds_before")
-        ]
-        print(f"| {name} | {cells[0]} | {cells[1]} |")
-
-
-def _cell(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    subjects = {name: functools.partial(measure, run) for name, run in SUBJECTS.items()}
+    figures = in_turn(subjects, chosen.repeats, chosen.warm_ups)
+    for key, title in (("trials_over_ideal", "trials / ideal"), ("seconds_before", "s before")):
+        say(figures, key, "Ray Tune", title, ".2f")
+    write(chosen.output, figures, trials=TRIALS, slots=SLOTS, work_s=WORK_S)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ fewer processes do to the first start.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+import functools
+import itertools
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.machine import machine
+from benchmarks.side_by_side import arguments, in_turn, say, write
 from tests.faults.campaign import STEPS, draw, run
 
 EPOCHS = 3
@@ -55,8 +56,9 @@ def drive(way: str, config: str) -> None:
     driver.main([config])
 
 
-def one(folder: Path, way: str, repeat: int) -> dict[str, float]:
+def one(folder: Path, way: str, repeats: Iterator[int]) -> dict[str, float]:
     """The seconds of one kill."""
+    repeat = next(repeats)
     faults = draw(repeat, ["worker"], EPOCHS * STEPS - 6)  # not behind the last step
     ended = run(ThisMachine(way), folder, f"{way}{repeat}".replace(" ", "-"), EPOCHS, faults)
     fault = ended.faults[0]
@@ -75,32 +77,20 @@ def one(folder: Path, way: str, repeat: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print a table, and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/worker_lost.json"))
+    parser = arguments(__doc__, "worker_lost")
     parser.add_argument("--driver", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.driver:
         drive(*chosen.driver)
         return
-    figures: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        one(Path(folder), WAYS[1], 1000)  # files into the machine's memory, the data into the cache
-        for repeat in range(chosen.repeats):
-            for way in WAYS:
-                figures[way].append(one(Path(folder), way, repeat))
-                print(way, {k: round(v, 1) for k, v in figures[way][-1].items()}, flush=True)
-    print("| seconds, median (least to most) | " + " | ".join(WAYS) + " | ratio |")
-    print("|---|---|---|---|")
+        of = functools.partial(one, Path(folder))
+        # Both ways count for themselves: the same steps for both.
+        subjects = {way: functools.partial(of, way, itertools.count()) for way in WAYS}
+        figures = in_turn(subjects, chosen.repeats, chosen.warm_ups)
     for part in figures[WAYS[0]][0]:
-        cells, medians = [], []
-        for way in WAYS:
-            values = [each[part] for each in figures[way]]
-            medians.append(statistics.median(values))
-            cells.append(f"{medians[-1]:.1f} ({min(values):.1f} to {max(values):.1f})")
-        print(f"| {part} | {cells[0]} | {cells[1]} | {medians[1] / medians[0]:.2f} |")
-    result = {"machine": machine(), "repeats": chosen.repeats, "seconds": figures}
-    chosen.output.write_text(json.dumps(result, indent=1) + "\n")
+        say(figures, part, WAYS[0], f"{part}, seconds", ".1f")
+    write(chosen.output, figures)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.constants import (
+    DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+    get_env_vars_to_propagate,
+)
 
 from cifar_dist.cluster.controller import FixedNumber, TrainController
 from cifar_dist.cluster.session import started_here
@@ -30,9 +34,15 @@ class LeanTorchTrainer(TorchTrainer):
             return super()._initialize_and_run_controller(**what)
         # Ray gives it the driver's variables by a runtime environment, for which a process has to
         # be started. Here it takes one that waits.
+        environment = {
+            RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: (
+                DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE
+            ),
+            **get_env_vars_to_propagate(),
+        }
         label = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         controller = ray.remote(num_cpus=0, label_selector=label)(TrainController)
-        running: Any = controller.remote(get_env_vars_to_propagate(), **what)
+        running: Any = controller.remote(environment, **what)
         ray.get(running.run.remote())
         return ray.get(running.get_result.remote())
 
