@@ -38,5 +38,6 @@ constraints: setup  ## resolve pyproject.toml anew into constraints.txt
 		--no-emit-index-url --no-annotate --no-header --upgrade pyproject.toml -o constraints.txt
 
 bench: setup  ## the benchmarks with their peers (asha_against_random, of hours, aside)
-	for each in loader startup step memory tune determinism workers_agree worker_lost trial_overhead; do \
+	for each in loader startup step memory tune gpu scaling determinism workers_agree worker_lost \
+		trial_overhead; do \
 		$(BIN)/python -m benchmarks.$$each || exit 1; done

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
 
-from cifar_dist.cluster.mailbox import _Request
+from cifar_dist.cluster.mailbox import Mailbox, _Request
 from cifar_dist.events import Order
 
 
@@ -53,3 +54,23 @@ def test_new_workers_agree_anew() -> None:
     assert request.answer("second", 2, 1, 3) is Order.GO_ON
     assert request.answer("second", 2, 0, 4) is Order.SAVE
     assert request.answer("second", 2, 1, 4) is Order.SAVE
+
+
+def test_events_are_taken_when_there_are_some_or_somebody_cannot_wait() -> None:
+    async def take() -> None:
+        mailbox = Mailbox.__ray_metadata__.modified_class()
+        waiting = asyncio.create_task(mailbox.take())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await mailbox.put({"kind": "step"})
+        assert await waiting == [{"kind": "step"}]
+        waiting = asyncio.create_task(mailbox.take())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await mailbox.nudge()
+        assert await waiting == []
+        await mailbox.put({"kind": "epoch"})
+        await mailbox.nudge()
+        assert await mailbox.take() == [{"kind": "epoch"}]
+
+    asyncio.run(asyncio.wait_for(take(), 10))
