@@ -15,7 +15,6 @@ import functools
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks import images as measured
-from benchmarks.side_by_side import arguments, in_turn, say, write
+from benchmarks.side_by_side import arguments, in_turn, output, say, write
 from cifar_dist.runs import RunDirectory
 
 EPOCHS = 3
@@ -34,13 +33,6 @@ BATCH_SIZES = (128, 512, 1024)
 MATRIX = 8192
 PRODUCTS = 30
 LOADER_BATCHES = 200
-
-
-def output(words: list[str]) -> str:
-    """What a command prints; it must succeed."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def bare(folder: Path, device: str, settings: dict[str, Any]) -> dict[str, float]:

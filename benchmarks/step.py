@@ -16,7 +16,6 @@ import functools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,20 +23,12 @@ from pathlib import Path
 
 from benchmarks import images as measured
 from benchmarks import shares
-from benchmarks.side_by_side import arguments, cell, in_turn, say, write
+from benchmarks.side_by_side import arguments, cell, in_turn, output, say, write
 from cifar_dist.runs import RunDirectory
 
 IMAGES = 2_560
 EPOCHS = 3
 CORES = len(os.sched_getaffinity(0))
-
-
-def output(words: list[str]) -> str:
-    """What a command prints; it must succeed."""
-    env = {**os.environ, "RAY_ADDRESS": "local"}
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def peer(which: str, folder: Path, processes: int, threads: int) -> dict[str, float]:
