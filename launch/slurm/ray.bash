@@ -1,0 +1,100 @@
+# shellcheck shell=bash
+# What train.sbatch and tune.sbatch share; they source it in the folder that sbatch was run in.
+
+gpus=${SLURM_GPUS_ON_NODE:-0}
+
+# What the value of a flag is in a command line: FLAG DEFAULT WORD...
+value_of() {
+    local flag=$1 value=$2
+    shift 2
+    while (($#)); do
+        case $1 in
+        "$flag") value=${2-} ;;
+        "$flag"=*) value=${1#*=} ;;
+        esac
+        shift
+    done
+    printf '%s' "$value"
+}
+
+# Ask the command to save and leave. It runs on this node: Slurm starts batch scripts on a job's
+# first one, and its address is the head's.
+stop() {
+    signals=$((signals + 1))
+    if [[ -s $private/pid ]]; then
+        kill -TERM "$(<"$private/pid")" 2>/dev/null || true # it may have ended just now
+    else
+        kill -TERM "$step" # Ray is still starting: there is nothing to save
+    fi
+}
+
+# Run a module on a Ray cluster of the job's nodes, and leave this script with its exit code:
+# MODULE WORD...
+on_ray() {
+    local module=$1 name storage
+    shift
+    name=$(value_of --name "slurm-$SLURM_JOB_ID" "$@") # a requeued job keeps its id
+    storage=$(value_of --storage-path runs "$@")
+    if ((${SLURM_RESTART_COUNT:-0})) && [[ -e $storage/$name/config.yaml ]]; then
+        set -- --resume # with the settings that are saved there
+    fi
+    set -- "$@" --name "$name" --storage-path "$storage"
+
+    # A token of the job's own keeps the node's other users out of its cluster. It is passed in a
+    # file that only this user may read, since all may read command lines.
+    private=$(mktemp -d "$PWD/.ray-$SLURM_JOB_ID.XXXXXX")
+    trap 'rm -rf -- "$private"' EXIT
+    (
+        umask 077
+        od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$private/token"
+    )
+    export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$private/token
+
+    # /tmp/ray belongs to the first user who ran Ray on the node.
+    export RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID
+    # One file a node is mapped by all its workers: not in a home that is mounted over the network.
+    export CIFAR_DIST_CACHE=${CIFAR_DIST_CACHE:-/tmp/cifar_dist-$(id -u)}
+    # Seconds for all nodes to join. The first import from a shared folder is slow.
+    export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}
+    # Seconds after which the other nodes' Ray gives the head up, which is gone for good at the end
+    # of the run; else they hold the job for a minute more. Not less than `ray stop` takes on the
+    # head, about 8: symmetric-run itself is connected, and would fail.
+    export RAY_gcs_rpc_server_reconnect_timeout_s=20
+    # srun takes this over from sbatch no longer by itself (Slurm 22.05).
+    export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
+    # Unbuffered, so that the job's file shows each epoch when it ends.
+    export PYTHONUNBUFFERED=1
+    export PATH=$PWD/.venv/bin:$PATH
+
+    local head address started
+    # As an address: where a node's name means 127.0.1.1 on the node itself, none would be the head.
+    # HEAD_IP chooses among several networks.
+    head=${HEAD_IP:-$(hostname -I | cut -d' ' -f1)}
+    # Below the ports of connections going out, above those of Ray's workers.
+    address=$head:$((20000 + SLURM_JOB_ID % 10000))
+    # shellcheck disable=SC2016  # for the head node's shell
+    started='echo $$ >"$1"; export RAY_ADDRESS=$2; shift 2; exec "$@"'
+
+    signals=0
+    local requeue=0 code seen
+    trap 'requeue=1; stop' USR1
+    trap 'requeue=0; stop' TERM INT
+    srun --ntasks-per-node=1 --kill-on-bad-exit=1 \
+        ray symmetric-run --address "$address" --min-nodes "$SLURM_NNODES" \
+        "--num-cpus=$SRUN_CPUS_PER_TASK" "--num-gpus=$gpus" --disable-usage-stats \
+        -- bash -c "$started" bash "$private/pid" "$address" python -m "$module" "$@" &
+    step=$!
+    while :; do # a signal cuts wait short
+        seen=$signals code=0
+        wait "$step" || code=$?
+        ((seen == signals)) && break
+    done
+
+    case $requeue,$code in
+    # Interrupted, with a checkpoint or before there was anything to save.
+    1,130 | 1,143) scontrol requeue "$SLURM_JOB_ID" ;;
+    # Otherwise it is left, for Ray's logs.
+    *,0) srun --ntasks-per-node=1 rm -rf -- "$RAY_TMPDIR" || true ;;
+    esac
+    exit "$code"
+}
