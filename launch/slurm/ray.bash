@@ -66,14 +66,12 @@ on_ray() {
     export PYTHONUNBUFFERED=1
     export PATH=$PWD/.venv/bin:$PATH
 
-    local head address started
+    local head address
     # As an address: where a node's name means 127.0.1.1 on the node itself, none would be the head.
     # HEAD_IP chooses among several networks.
     head=${HEAD_IP:-$(hostname -I | cut -d' ' -f1)}
     # Below the ports of connections going out, above those of Ray's workers.
     address=$head:$((20000 + SLURM_JOB_ID % 10000))
-    # shellcheck disable=SC2016  # for the head node's shell
-    started='echo $$ >"$1"; export RAY_ADDRESS=$2; shift 2; exec "$@"'
 
     signals=0
     local requeue=0 code seen
@@ -82,17 +80,21 @@ on_ray() {
     srun --ntasks-per-node=1 --kill-on-bad-exit=1 \
         ray symmetric-run --address "$address" --min-nodes "$SLURM_NNODES" \
         "--num-cpus=$SRUN_CPUS_PER_TASK" "--num-gpus=$gpus" --disable-usage-stats \
-        -- bash -c "$started" bash "$private/pid" "$address" python -m "$module" "$@" &
+        -- bash launch/slurm/head.bash "$private" "$address" python -m "$module" "$@" &
     step=$!
     while :; do # a signal cuts wait short
         seen=$signals code=0
         wait "$step" || code=$?
         ((seen == signals)) && break
     done
+    if [[ -s $private/code ]]; then
+        code=$(<"$private/code")
+    elif ((signals)); then
+        code=130 # before it began
+    fi
 
     case $requeue,$code in
-    # Interrupted, with a checkpoint or before there was anything to save.
-    1,130 | 1,143) scontrol requeue "$SLURM_JOB_ID" ;;
+    1,130) scontrol requeue "$SLURM_JOB_ID" ;;
     # Otherwise it is left, for Ray's logs.
     *,0) srun --ntasks-per-node=1 rm -rf -- "$RAY_TMPDIR" || true ;;
     esac

@@ -22,7 +22,13 @@ from tests.conftest import ROOT
 SLURM = ROOT / "launch" / "slurm"
 STUBS = ROOT / "tests" / "launch" / "slurm"
 BATCH_FILES = sorted(SLURM.glob("*.sbatch"))
-SCRIPTS = [*BATCH_FILES, SLURM / "ray.bash", STUBS / "nodes.bash", STUBS / "srun"]
+SCRIPTS = [
+    *BATCH_FILES,
+    SLURM / "ray.bash",
+    SLURM / "head.bash",
+    STUBS / "nodes.bash",
+    STUBS / "srun",
+]
 
 APART = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
@@ -144,7 +150,7 @@ def settings(job: Job, module: str) -> list[str]:
 
 def test_train_gives_each_gpu_of_each_node_a_worker(job: Job) -> None:
     job.nodes, job.gpus = 1, 8
-    code, out = job.run("train.sbatch", "--lr", "3e-4", "--name", "mine", ONLY_NOTE="1")
+    code, out = job.run("train.sbatch", "--lr", "3e-4", "--name", "mine", ONLY_NOTE="0")
     assert code == 0, out
     config = parse_train(settings(job, "cifar_dist.train"))
     assert (config.num_workers, config.use_gpu, config.lr, config.name) == (8, True, 3e-4, "mine")
@@ -152,7 +158,7 @@ def test_train_gives_each_gpu_of_each_node_a_worker(job: Job) -> None:
 
 
 def test_what_is_typed_is_stronger_than_what_the_batch_file_says(job: Job) -> None:
-    job.run("tune.sbatch", "--num-samples", "3", "--storage-path=elsewhere", ONLY_NOTE="1")
+    job.run("tune.sbatch", "--num-samples", "3", "--storage-path=elsewhere", ONLY_NOTE="0")
     config = parse_tune(settings(job, "cifar_dist.tune"))
     assert (config.num_samples, config.train.storage_path) == (3, "elsewhere")
     assert config.train.name == f"slurm-{job.number}"
@@ -164,24 +170,34 @@ def test_a_job_that_is_started_again_resumes_what_is_there(job: Job, batch_file:
     run.mkdir(parents=True)
     job.restarts = 1
     words = ["--preset", "cifar", "--name", "mine"]
-    job.run(batch_file, *words, ONLY_NOTE="1")
+    job.run(batch_file, *words, ONLY_NOTE="0")
     assert "--resume" not in asked_of_ray(job), "it had not come as far as to begin"
     (run / "config.yaml").touch()
-    job.run(batch_file, *words, ONLY_NOTE="1")
+    job.run(batch_file, *words, ONLY_NOTE="0")
     assert asked_of_ray(job)[-5:] == ["--resume", "--name", "mine", "--storage-path", "runs"]
     job.restarts = 0
-    job.run(batch_file, *words, ONLY_NOTE="1")
+    job.run(batch_file, *words, ONLY_NOTE="0")
     assert "--resume" not in asked_of_ray(job), "another job with a name that is taken is refused"
 
 
 def test_the_token_is_a_file_of_the_users_alone_and_gone_afterwards(job: Job) -> None:
-    _, out = job.run("train.sbatch", ONLY_NOTE="1")
+    _, out = job.run("train.sbatch", ONLY_NOTE="0")
     token = job.noted("token")[0]
     assert re.fullmatch("[0-9a-f]{64}", token)
     assert job.noted("token_mode")[0] == "600"
     assert token not in out
     assert token not in "".join(job.noted("srun")), "process titles are visible to all"
     assert not list(job.folder.glob(".ray-*"))
+
+
+def test_a_job_whose_time_is_up_before_it_began_is_requeued(job: Job) -> None:
+    process = job.start("train.sbatch", ONLY_NOTE="30")
+    while not job.noted("srun"):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert job.noted("scontrol") == [f"requeue {job.number}"]
 
 
 def test_the_exit_code_is_the_commands_and_a_failed_job_is_not_requeued(job: Job) -> None:
@@ -210,7 +226,8 @@ def test_a_job_whose_time_is_up_saves_and_is_requeued_and_goes_on(
     name = f"slurm-{job.number}"
     words = ["--num-workers", "0", "--data-dir", str(few_digits), "--batch-size", "16"]
     words += ["--max-epochs", "200"]
-    process = job.start("train.sbatch", *words)
+    killed = {"SRUN_CODE": "137"}  # what srun leaves with when it had to end other nodes' tasks
+    process = job.start("train.sbatch", *words, **killed)
     until_trained(job, name, process)
     process.send_signal(signal.SIGUSR1)  # as --signal=B:USR1 does
     out, _ = process.communicate(timeout=60)
@@ -219,7 +236,7 @@ def test_a_job_whose_time_is_up_saves_and_is_requeued_and_goes_on(
     assert job.noted("scontrol") == [f"requeue {job.number}"]
 
     job.restarts, done = 1, epochs(job, name)
-    process = job.start("train.sbatch", *words)
+    process = job.start("train.sbatch", *words, **killed)
     until_trained(job, name, process, more_than=done)
     process.send_signal(signal.SIGTERM)  # as scancel --batch --signal=TERM does
     out, _ = process.communicate(timeout=60)

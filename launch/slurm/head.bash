@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# What the head of the cluster runs: PRIVATE ADDRESS COMMAND WORD...
+#
+# ray.bash needs the command's process id, since symmetric-run passes no signal on, and its exit
+# code, since srun's is the highest one of all nodes' and those that it ends count as killed.
+private=$1 RAY_ADDRESS=$2
+export RAY_ADDRESS
+shift 2
+# shellcheck disable=SC2016  # for the inner shell
+bash -c 'echo $$ >"$0"; exec "$@"' "$private/pid" "$@"
+code=$?
+echo "$code" >"$private/code"
+exit "$code"
