@@ -85,7 +85,7 @@ class Job:
 
     def run(self, batch_file: str, *words: str, **more: str) -> tuple[int, str]:
         job = self.start(batch_file, *words, **more)
-        out, _ = job.communicate(timeout=120)
+        out, _ = job.communicate(timeout=240)
         return job.returncode, out
 
     def noted(self, name: str) -> list[str]:
@@ -213,7 +213,7 @@ def epochs(job: Job, name: str) -> int:
 
 
 def until_trained(job: Job, name: str, process: subprocess.Popen[str], more_than: int = 0) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while epochs(job, name) <= more_than:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
