@@ -15,12 +15,12 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from cifar_dist.errors import UserError
+from cifar_dist.storage import AnyPath, at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +302,7 @@ def with_preset(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     return {**PRESETS[preset], **settings}
 
 
-def read_settings(file: str | Path, given_by: str = "--config") -> dict[str, Any]:
+def read_settings(file: str | AnyPath, given_by: str = "--config") -> dict[str, Any]:
     """The settings in a YAML file, by name; values are checked when a config is made of them.
 
     Args:
@@ -313,7 +313,7 @@ def read_settings(file: str | Path, given_by: str = "--config") -> dict[str, Any
         UserError: the file is missing, is no YAML, or holds anything but settings by name.
     """
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = at(file).read_text(encoding="utf-8")
         settings = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{given_by} {file}: cannot be read ({_reason(error)})") from None
@@ -395,8 +395,8 @@ _RANGES: Ranges = [
     ),
     (
         "storage_path",
-        lambda v: "://" not in v,
-        "a folder: object stores are not supported yet; use a local or shared folder",
+        lambda v: bool(v) and bool(at(v)),  # which says itself what is wrong with an address
+        "a folder, or the address of an object store, e.g. s3://bucket/runs",
     ),
 ]
 

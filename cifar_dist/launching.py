@@ -14,6 +14,7 @@ from pathlib import Path
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import Interrupted
 from cifar_dist.events import INTERRUPTED, Listener
+from cifar_dist.storage import AnyPath
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -60,12 +61,14 @@ def resume_command(command: str, name: str, storage_path: str, *flags: str) -> s
     return shlex.join([*words, *flags])
 
 
-def shown(path: Path) -> Path:
+def shown(path: AnyPath) -> AnyPath:
     """A path as a person standing here would write it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    if isinstance(path, Path) and path.is_relative_to(Path.cwd()):
+        return path.relative_to(Path.cwd())
+    return path
 
 
-def files_in(folder: Path) -> str:
+def files_in(folder: AnyPath) -> str:
     """The names in a folder, for a line of output."""
     return " ".join(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir()))
 

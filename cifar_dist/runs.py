@@ -1,6 +1,6 @@
 """What a run leaves behind: its directory, the files in it, and reading them back.
 
-All files are written aside and renamed, so a reader never sees half of one.
+Every file is there whole or not at all, on a disk and in an object store.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import json
 import math
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +25,8 @@ from cifar_dist.config import (
     make_config,
     read_settings,
 )
-from cifar_dist.errors import RunFailed, UserError
+from cifar_dist.errors import UserError
+from cifar_dist.storage import AnyPath, at, delete_folder, is_writable, write_atomically
 
 METRICS = (
     "epoch",
@@ -72,19 +71,21 @@ class Outcome:
     """SHA-256 of the last epoch's weights as the bytes of a safetensors file."""
 
 
-def new_folder(storage_path: str, name: str | None, stem: str) -> Path:
+def new_folder(storage_path: str, name: str | None, stem: str) -> AnyPath:
     """Make a new folder, named, or after a stem and the time; absolute.
 
     Raises:
         UserError: the name is taken, or the folder cannot be made.
     """
-    storage = Path(storage_path).expanduser().absolute()
+    storage = at(storage_path)
     if name is None:
         stem = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
         names = (stem, *(f"{stem}-{number}" for number in range(2, 100)))
-        # Not Path.exists, which raises where the folder may not be searched.
-        free = (each for each in names if not os.path.lexists(storage / each))
-        if (name := next(free, None)) is None:
+        try:
+            free = [each for each in names if not _taken(storage / each)][:1]
+        except OSError as error:
+            raise _unwritable(storage_path, error) from None
+        if (name := next(iter(free), None)) is None:
             raise UserError(f"--storage-path {storage_path}: too many runs a second; --name one")
     folder = storage / name
     try:
@@ -99,23 +100,31 @@ def new_folder(storage_path: str, name: str | None, stem: str) -> Path:
             f"--storage-path {storage_path}: a file of that name is in the way"
         ) from None
     except OSError as error:
-        raise UserError(
-            f"--storage-path {storage_path}: cannot be written ({error.strerror}); "
-            "name another folder"
-        ) from None
+        raise _unwritable(storage_path, error) from None
     return folder
+
+
+def _taken(folder: AnyPath) -> bool:
+    # Not Path.exists, which raises where the folder may not be searched.
+    return os.path.lexists(folder) if isinstance(folder, Path) else folder.exists()
+
+
+def _unwritable(storage_path: str, error: OSError) -> UserError:
+    return UserError(
+        f"--storage-path {storage_path}: cannot be written ({error.strerror}); name another folder"
+    )
 
 
 @dataclass(frozen=True)
 class Directory:
     """What a run's directory and a search's have in common: ``<storage-path>/<name>/``."""
 
-    path: Path
+    path: AnyPath
 
     @classmethod
     def at(cls, storage_path: str, name: str) -> Self:
         """The directory, there or not; absolute, since workers change directory."""
-        return cls(Path(storage_path).expanduser().absolute() / name)
+        return cls(at(storage_path) / name)
 
     @property
     def name(self) -> str:
@@ -123,12 +132,12 @@ class Directory:
         return self.path.name
 
     @property
-    def config_file(self) -> Path:
+    def config_file(self) -> AnyPath:
         """``config.yaml``: every setting."""
         return self.path / "config.yaml"
 
     @property
-    def summary_file(self) -> Path:
+    def summary_file(self) -> AnyPath:
         """``summary.json``: how it ended."""
         return self.path / "summary.json"
 
@@ -145,7 +154,7 @@ class Directory:
         Raises:
             UserError: it cannot.
         """
-        if not os.access(self.path, os.W_OK):
+        if not is_writable(self.path):
             raise UserError(f"--storage-path {self.path.parent}: cannot be written")
 
 
@@ -207,55 +216,55 @@ class RunDirectory(Directory):
         One that has trained an epoch stays as it is.
         """
         if not self.checkpoints_newest_first() and not self.read_metrics():
-            shutil.rmtree(self.path, ignore_errors=True)
+            delete_folder(self.path)
 
     @property
-    def metrics_file(self) -> Path:
+    def metrics_file(self) -> AnyPath:
         """``metrics.csv``: a row an epoch."""
         return self.path / "metrics.csv"
 
     @property
-    def environment_file(self) -> Path:
+    def environment_file(self) -> AnyPath:
         """``environment.json``: what it ran with."""
         return self.path / "environment.json"
 
     @property
-    def model_file(self) -> Path:
+    def model_file(self) -> AnyPath:
         """``model.safetensors``: the best epoch's weights."""
         return self.path / "model.safetensors"
 
     @property
-    def error_file(self) -> Path:
+    def error_file(self) -> AnyPath:
         """``error.txt``: the traceback of a trial that failed."""
         return self.path / "error.txt"
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> AnyPath:
         """``checkpoints/``: what ``--resume`` needs, the newest and the best."""
         return self.path / "checkpoints"
 
-    def checkpoint(self, epoch: int, step: int = 0) -> Path:
+    def checkpoint(self, epoch: int, step: int = 0) -> AnyPath:
         """The checkpoint file of an epoch's end, or of its first steps (both 1-based)."""
         steps = f"-step-{step:04d}" if step else ""
         return self.checkpoints / f"epoch-{epoch:04d}{steps}.ckpt"
 
-    def checkpoints_newest_first(self) -> list[Path]:
+    def checkpoints_newest_first(self) -> list[AnyPath]:
         """All checkpoint files, the one that is farthest into the run first."""
         files = [
             file for file in self.checkpoints.glob("*.ckpt") if _CHECKPOINT.fullmatch(file.name)
         ]
         return sorted(files, key=_sort_key, reverse=True)
 
-    def prune_checkpoints(self, keep: set[Path]) -> None:
+    def prune_checkpoints(self, keep: set[AnyPath]) -> None:
         """Delete all checkpoints but these."""
         for file in self.checkpoints_newest_first():
             if file not in keep:
                 file.unlink(missing_ok=True)
 
-    def reject_checkpoint(self, file: Path) -> Path:
+    def reject_checkpoint(self, file: AnyPath) -> AnyPath:
         """Rename a checkpoint that cannot be used, so that it is neither tried again nor lost."""
         aside = file.with_name(f"{file.name}.rejected")
-        os.replace(file, aside)
+        file.rename(aside)  # type: ignore[arg-type]
         return aside
 
     def read_config(self) -> TrainConfig:
@@ -292,11 +301,10 @@ class RunDirectory(Directory):
         if not self.metrics_file.is_file():
             return []
         whole = {"epoch", "step", "samples", "world_size"}
-        with self.metrics_file.open(newline="") as file:
-            return [
-                {name: (int if name in whole else float)(text) for name, text in row.items()}
-                for row in csv.DictReader(file)
-            ]
+        return [
+            {name: (int if name in whole else float)(text) for name, text in row.items()}
+            for row in csv.DictReader(io.StringIO(self.metrics_file.read_text()))
+        ]
 
     def started_with_fingerprint(self) -> str | None:
         """The fingerprint of the data set that the run was started with, if it got so far."""
@@ -354,14 +362,14 @@ class RunDirectory(Directory):
         return summary
 
 
-def _position(checkpoint: Path) -> tuple[int, int]:
+def _position(checkpoint: AnyPath) -> tuple[int, int]:
     """Epoch (1-based) of a checkpoint file, and how many of its steps; 0 for all of them."""
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     assert match is not None
     return int(match[1]), int(match[2] or 0)
 
 
-def _sort_key(checkpoint: Path) -> tuple[int, float]:
+def _sort_key(checkpoint: AnyPath) -> tuple[int, float]:
     epoch, step = _position(checkpoint)
     return epoch, step or math.inf
 
@@ -369,27 +377,3 @@ def _sort_key(checkpoint: Path) -> tuple[int, float]:
 def as_json(values: Mapping[str, Any]) -> bytes:
     """The text of a JSON file."""
     return (json.dumps(values, indent=2) + "\n").encode()
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file aside and rename it, so that it is there whole or not at all.
-
-    Raises:
-        RunFailed: it cannot be written, e.g. to a full disk; what was there before is intact.
-    """
-    # A name that no other process takes.
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with aside.open("wb") as out:
-            out.write(content)
-            out.flush()
-            # Else a machine that loses power may keep the new name and lose the bytes.
-            os.fsync(out.fileno())
-        os.replace(aside, file)
-    except OSError as error:
-        raise RunFailed(
-            f"{file}: cannot be written ({error.strerror}); what was saved before is intact; "
-            "make room for it"
-        ) from None
-    finally:
-        aside.unlink(missing_ok=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from pathlib import Path
 from typing import Any
 
 from cifar_dist.config import TrainConfig, read_settings
 from cifar_dist.errors import UserError
-from cifar_dist.runs import Directory, RunDirectory, as_json, new_folder, write_atomically
+from cifar_dist.runs import Directory, RunDirectory, as_json, new_folder
 from cifar_dist.spaces import Space, read_space
+from cifar_dist.storage import AnyPath, delete_folder, write_atomically
 from cifar_dist.tune_config import TuneConfig, check_same_search, make_tune_config
 
 
@@ -54,35 +53,35 @@ class SearchDirectory(Directory):
     def discard(self) -> None:
         """Delete the directory of a search that never began, so that its name is free again."""
         if not self.trials_folder.exists():
-            shutil.rmtree(self.path, ignore_errors=True)
+            delete_folder(self.path)
 
     @property
-    def space_file(self) -> Path:
+    def space_file(self) -> AnyPath:
         """``space.yaml``: what is searched."""
         return self.path / "space.yaml"
 
     @property
-    def trials_csv(self) -> Path:
+    def trials_csv(self) -> AnyPath:
         """``trials.csv``: a row a trial."""
         return self.path / "trials.csv"
 
     @property
-    def trials_parquet(self) -> Path:
+    def trials_parquet(self) -> AnyPath:
         """``trials.parquet``: the same."""
         return self.path / "trials.parquet"
 
     @property
-    def history_file(self) -> Path:
+    def history_file(self) -> AnyPath:
         """``history.parquet``: a row a trial and epoch."""
         return self.path / "history.parquet"
 
     @property
-    def best_file(self) -> Path:
+    def best_file(self) -> AnyPath:
         """``best.yaml``: the best trial's settings, for ``train --config``."""
         return self.path / "best.yaml"
 
     @property
-    def trials_folder(self) -> Path:
+    def trials_folder(self) -> AnyPath:
         """``trials/``: the trials' own run directories."""
         return self.path / "trials"
 

@@ -27,6 +27,7 @@ from cifar_dist.config import (
     unknown_name,
 )
 from cifar_dist.errors import UserError
+from cifar_dist.storage import AnyPath, at
 
 KINDS = {
     "choice": "a list of values",
@@ -203,10 +204,10 @@ def read_space(name_or_file: str) -> Space:
         UserError: there is none of that name, or something in it cannot be searched; the message
             names file, key and what is allowed.
     """
-    file = Path(name_or_file)
+    file: AnyPath = at(name_or_file) if "://" in name_or_file else Path(name_or_file)
     if name_or_file in known_spaces():
         file = Path(str(resources.files("tune_spaces") / f"{name_or_file}.yaml"))
-    elif file.suffix not in (".yaml", ".yml") and not file.is_file():
+    elif not file.name.endswith((".yaml", ".yml")) and not file.is_file():
         raise unknown_name("space", name_or_file, " (--space)", known_spaces())
     found = read_settings(file, "--space")
     if not found:

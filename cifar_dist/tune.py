@@ -154,8 +154,8 @@ def _ledger(
 def _suggested_before(directory: SearchDirectory, space: Space) -> dict[int, dict[str, Any]]:
     """What trials were given in a search that is resumed, by number."""
     found = {}
-    for folder in sorted(directory.trials_folder.glob("t*")):
-        number = int(folder.name.removeprefix("t"))
+    folders = directory.trials_folder.glob("t*")
+    for number in sorted(int(folder.name.removeprefix("t")) for folder in folders):
         file = directory.trial(number).config_file
         if file.is_file():
             settings = read_settings(file)
@@ -187,10 +187,11 @@ def _run(
     if not left:
         return
 
-    from cifar_dist.cluster.session import TUNE_FLAGS, check_resources, session
+    from cifar_dist.cluster.session import TUNE_FLAGS, check_resources, check_shared, session
 
     with session(config.train.verbose) as where:
         check_resources(base, TUNE_FLAGS)
+        check_shared(directory.path)
         # Behind the check, since it loads Ray Tune: what is refused is refused seconds earlier.
         from cifar_dist.cluster.trials import train_here
         from cifar_dist.cluster.tuner import run_trials, slots, tidy

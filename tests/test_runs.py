@@ -7,7 +7,8 @@ import pytest
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.runs import METRICS, RunDirectory, write_atomically
+from cifar_dist.runs import METRICS, RunDirectory
+from cifar_dist.storage import write_atomically
 
 
 def make(tmp_path: Path, **settings) -> tuple[RunDirectory, TrainConfig]:

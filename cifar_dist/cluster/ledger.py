@@ -16,9 +16,10 @@ import pandas as pd
 from cifar_dist.cluster.asha import Cut, InOrder
 from cifar_dist.config import TrainConfig
 from cifar_dist.events import Event
-from cifar_dist.runs import METRICS, write_atomically
+from cifar_dist.runs import METRICS
 from cifar_dist.search import SearchDirectory, trial_id
 from cifar_dist.spaces import Space
+from cifar_dist.storage import write_atomically
 from cifar_dist.tune_config import TuneConfig
 
 Status = Literal["completed", "stopped", "failed", "unfinished"]

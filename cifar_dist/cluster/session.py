@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import signal
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +17,17 @@ from typing import Any
 
 import ray
 from ray._private import auto_init_hook, parameter
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
+from cifar_dist.storage import AnyPath, StorePath
 
 Resources = dict[str, float]
 
 CONNECT_TIMEOUT_S = 5
+LOOK_TIMEOUT_S = 60
+"""How long nodes may take to say whether they see a folder."""
 
 
 @contextmanager
@@ -174,6 +180,52 @@ def refuse_unplaceable(
         f"{flags.workers} {workers}: needs {workers} x ({_in_words(each)}), and the cluster has "
         f"{has}, room for {fitting}; {_advice(each, nodes, fitting, flags)}"
     )
+
+
+def check_shared(folder: AnyPath) -> None:
+    """See that all nodes of the cluster see a run's folder.
+
+    Args:
+        folder: there on this node.
+
+    Raises:
+        UserError: one of them does not.
+    """
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    others = [each for each in nodes if each != ray.get_runtime_context().get_node_id()]
+    if isinstance(folder, StorePath) or not others:
+        return
+    mark = folder / f".seen-{uuid.uuid4().hex[:8]}"
+    mark.touch()
+    try:
+        look = ray.remote(num_cpus=0)(_is_file)
+        asked = {
+            look.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+            ).remote(str(mark)): nodes[node]
+            for node in others
+        }
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_TIMEOUT_S)
+        for answer in answered:
+            with contextlib.suppress(ray.exceptions.RayError):  # a node that has gone meanwhile
+                if not ray.get(answer):
+                    raise UserError(
+                        f"--storage-path {folder.parent}: node {asked[answer]} does not see it; "
+                        "name a folder that all nodes share, or an object store (s3://...)"
+                    )
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def _is_file(path: str) -> bool:
+    return os.path.isfile(path)
+
+
+def ray_storage(folder: AnyPath) -> dict[str, Any]:
+    """A folder as Ray's ``RunConfig`` takes it."""
+    if isinstance(folder, StorePath):
+        return {"storage_path": folder.key, "storage_filesystem": folder.filesystem}
+    return {"storage_path": str(folder)}
 
 
 def _nodes() -> list[Resources]:

@@ -10,13 +10,11 @@ import contextlib
 import functools
 import os
 import random
-import shutil
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -32,12 +30,13 @@ from cifar_dist.cluster.controller import Watch, what_failed
 from cifar_dist.cluster.lean import CleanedUpAfter, LeanTorchTrainer
 from cifar_dist.cluster.mailbox import Events, Orders, make_mailbox
 from cifar_dist.cluster.process_group import ProcessGroup
-from cifar_dist.cluster.session import Resources, worker_resources
+from cifar_dist.cluster.session import Resources, ray_storage, worker_resources
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.events import INTERRUPTED, Event, Listener, Order
 from cifar_dist.runs import Outcome, RunDirectory
+from cifar_dist.storage import AnyPath, delete_folder
 
 RAY_FOLDER = ".ray"
 """What Ray writes of its own, in the run's directory while the run lasts."""
@@ -227,7 +226,7 @@ class _Attempt:
         self._marked: Resources = {**worker_resources(config), "memory": random.randint(1, 2**20)}
         _forget_reservation(work.run)
         # A name that was used before would make Ray restore what it finds under it.
-        shutil.rmtree(work.run.path / RAY_FOLDER, ignore_errors=True)
+        delete_folder(work.run.path / RAY_FOLDER)
         trainer = LeanTorchTrainer if work.is_trial else CleanedUpAfter
         self._trainer = trainer(
             # Not as its configuration, which the controller would unpickle, and load torch for.
@@ -243,7 +242,7 @@ class _Attempt:
             ),
             run_config=RunConfig(
                 name=RAY_FOLDER,
-                storage_path=str(work.run.path),
+                **ray_storage(work.run.path),
                 failure_config=FailureConfig(max_failures=failures_left),
                 callbacks=[Watch(work.mailbox)],
             ),
@@ -286,7 +285,7 @@ class _Attempt:
                     listener(INTERRUPTED)
         finally:
             _forget_reservation(self._work.run)
-            shutil.rmtree(self._work.run.path / RAY_FOLDER, ignore_errors=True)
+            delete_folder(self._work.run.path / RAY_FOLDER)
         if isinstance(running.error, RayActorError):
             raise running.error
         if running.error is not None:
@@ -318,7 +317,7 @@ class _Attempt:
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group_id)))
 
 
-def _reservation_file(run: RunDirectory) -> Path:
+def _reservation_file(run: RunDirectory) -> AnyPath:
     return run.path / RAY_FOLDER / "reservation"
 
 

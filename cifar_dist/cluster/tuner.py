@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import shutil
 import threading
 import time
 import traceback
@@ -23,7 +22,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cifar_dist.cluster.ledger import Ledger
-from cifar_dist.cluster.session import room, worker_resources
+from cifar_dist.cluster.session import ray_storage, room, worker_resources
 from cifar_dist.cluster.suggestions import Suggestions
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.cluster.trials import Plan, SeveralWorkers, Training, one_worker, train_here
@@ -31,6 +30,7 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.errors import RunFailed
 from cifar_dist.events import Event, Listener
 from cifar_dist.search import SearchDirectory, trial_id
+from cifar_dist.storage import delete_folder
 from cifar_dist.tune_config import TuneConfig
 
 RAY_FOLDER = ".ray"
@@ -198,7 +198,7 @@ def tidy(directory: SearchDirectory, ledger: Ledger, number: int) -> None:
     if not ledger.finished(number):
         return
     run = directory.trial(number)
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    delete_folder(run.checkpoints)
     if ledger.stopped(number) and run.read_summary().get("status") != "stopped":
         run.write_summary(ledger.config.train.dataset, "stopped", seconds=ledger.seconds(number))
 
@@ -245,7 +245,7 @@ def run_trials(
 
     plan = Plan(directory, base, ledger.space.configured, dataset_fingerprint, launched, training)
     # A name that was used before would make Ray restore what it finds under it.
-    shutil.rmtree(directory.path / RAY_FOLDER, ignore_errors=True)
+    delete_folder(directory.path / RAY_FOLDER)
     until = _Until(config.time_budget_s)
 
     with _quiet_tune(config.train.verbose, slots(config)):
@@ -261,7 +261,7 @@ def run_trials(
             ),
             run_config=tune.RunConfig(
                 name=RAY_FOLDER,
-                storage_path=str(directory.path),
+                **ray_storage(directory.path),
                 failure_config=tune.FailureConfig(max_failures=base.max_failures),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[_Bookkeeper(directory, ledger, tell)],
@@ -276,7 +276,7 @@ def run_trials(
             until.end()  # where the cluster outlives this call, its trials do not
             raise
         finally:
-            shutil.rmtree(directory.path / RAY_FOLDER, ignore_errors=True)
+            delete_folder(directory.path / RAY_FOLDER)
     if running.error is not None:
         raise RunFailed("".join(traceback.format_exception(running.error)).strip())
 

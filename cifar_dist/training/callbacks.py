@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,7 +18,8 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.errors import Interrupted, RunFailed
 from cifar_dist.events import Ask, Listener, Order, go_on
 from cifar_dist.model.classifier import Classifier
-from cifar_dist.runs import RunDirectory, write_atomically
+from cifar_dist.runs import RunDirectory
+from cifar_dist.storage import AnyPath, write_atomically
 from cifar_dist.training.checkpoints import (
     IDENTITY,
     BadCheckpoint,
@@ -239,11 +239,11 @@ class Record(Checkpoint):
         return every is not None and trainer.global_step % every == 0
 
     def _save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, file: Path
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, file: AnyPath
     ) -> None:
         assert isinstance(pl_module, Classifier)
         self._ranks = _gathered(self.rank_state(pl_module), trainer.world_size)
-        trainer.save_checkpoint(file)  # every rank takes part, rank 0 writes
+        trainer.save_checkpoint(str(file))  # every rank takes part, rank 0 writes
         self._ranks = []
         if trainer.is_global_zero:
             # The one before the newest stays: the newest may turn out to be damaged.

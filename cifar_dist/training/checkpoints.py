@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Listener
-from cifar_dist.runs import RunDirectory, write_atomically
+from cifar_dist.runs import RunDirectory
+from cifar_dist.storage import AnyPath, at, write_atomically
 
 IDENTITY = "cifar_dist"
 """Key in a checkpoint of what the run computes, see `find_checkpoint`."""
@@ -44,14 +44,14 @@ def checkpoint_as_bytes(content: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_checkpoint(path: AnyPath) -> dict[str, Any]:
     """Read a checkpoint, to the CPU, and see that it is what was written.
 
     Raises:
         BadCheckpoint: it is cut short, damaged, holds anything but numbers, or is no checkpoint.
     """
     try:
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise BadCheckpoint(f"cannot be read ({error.strerror})") from None
     body, comment = data[:-_COMMENT_BYTES], data[-_COMMENT_BYTES:]
@@ -90,7 +90,7 @@ class Checkpoints(CheckpointIO):
         Raises:
             RunFailed: it cannot be written, e.g. to a full disk; what was there stays.
         """
-        write_atomically(Path(path), checkpoint_as_bytes(checkpoint))
+        write_atomically(at(path), checkpoint_as_bytes(checkpoint))
 
     def load_checkpoint(
         self,
@@ -104,13 +104,13 @@ class Checkpoints(CheckpointIO):
             self._read = None
             return content
         try:
-            return read_checkpoint(path)
+            return read_checkpoint(at(path))
         except BadCheckpoint as error:
             raise RunFailed(f"{path}: {error}") from None
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete it."""
-        Path(path).unlink(missing_ok=True)
+        at(path).unlink(missing_ok=True)
 
     def find_checkpoint(
         self,
@@ -118,7 +118,7 @@ class Checkpoints(CheckpointIO):
         identity: Mapping[str, Any],
         weights: Mapping[str, Tensor],
         listener: Listener,
-    ) -> Path | None:
+    ) -> AnyPath | None:
         """The newest checkpoint that this run can go on from, if it has any.
 
         Those that it cannot are told as ``warning`` and renamed, never deleted.
@@ -133,7 +133,7 @@ class Checkpoints(CheckpointIO):
         Raises:
             UserError: there are checkpoints, and none of them can be used.
         """
-        bad: list[tuple[Path, str]] = []
+        bad: list[tuple[AnyPath, str]] = []
         for file in run.checkpoints_newest_first():
             try:
                 content = read_checkpoint(file)

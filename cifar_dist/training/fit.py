@@ -10,14 +10,13 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed
 from lightning.pytorch.strategies import Strategy
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.data.cache import CachedDataset
@@ -28,6 +27,7 @@ from cifar_dist.model.classifier import Classifier
 from cifar_dist.model.resnet import resnet18
 from cifar_dist.model.synchronized import synchronize
 from cifar_dist.runs import Outcome, RunDirectory
+from cifar_dist.storage import AnyPath
 from cifar_dist.training.callbacks import (
     AverageBatchNorm,
     Record,
@@ -134,21 +134,16 @@ def fit(
     checkpoint = _agreed(
         rank, lambda: checkpoints.find_checkpoint(run, identity, module.state_dict(), listener)
     )
+    found = None if checkpoint is None else str(checkpoint)
     if rank == 0:
-        listener(
-            {
-                "kind": "start",
-                "world_size": trainer.world_size,
-                "checkpoint": checkpoint and str(checkpoint),
-            }
-        )
+        listener({"kind": "start", "world_size": trainer.world_size, "checkpoint": found})
     with freed_memory_kept():
-        trainer.fit(module, images, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, images, ckpt_path=found, weights_only=True)
 
     weights_sha256 = hashlib.sha256(weights_as_bytes(network)).hexdigest()
     tested: dict[str, Any] = {"accuracy": None, "loss": None, "images": 0}
     if test:
-        network.load_state_dict(load_file(run.model_file))
+        network.load_state_dict(load(run.model_file.read_bytes()))
         trainer.test(module, images, verbose=False)
         tested = module.tested
     return Outcome(
@@ -162,7 +157,7 @@ def fit(
     )
 
 
-def _agreed(rank: int, find: Callable[[], Path | None]) -> Path | None:
+def _agreed(rank: int, find: Callable[[], AnyPath | None]) -> AnyPath | None:
     """What rank 0 finds, on every rank; what it raises, rank 0 raises."""
     found = [find() if rank == 0 else None]
     if torch.distributed.is_initialized():

@@ -1,0 +1,248 @@
+"""Where files are: on a disk, or in an object store.
+
+What `pathlib.Path` is for a disk, `StorePath` is for an object store, with as much of the same
+interface as a run's directory needs. pyarrow's file systems do the work, and are loaded when one is
+asked for. Credentials are theirs to find, on each node anew: they are never part of a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import functools
+import importlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cifar_dist.errors import RunFailed, UserError
+
+SCHEMES = ("s3", "gs")
+"""Of the addresses that pyarrow's file systems know without further packages."""
+
+
+@dataclass(frozen=True)
+class StorePath:
+    """A file or folder of an object store; what goes wrong there is an `OSError`."""
+
+    scheme: str
+    key: str
+    """Bucket and path, without slashes at the ends."""
+    query: str = ""
+    """What its file system is told, e.g. ``endpoint_override=HOST:PORT&scheme=http``."""
+
+    @classmethod
+    def parse(cls, address: str) -> StorePath:
+        """The path that an address like ``s3://bucket/folder`` names.
+
+        Raises:
+            UserError: it is none, or holds credentials.
+        """
+        parts = urlsplit(address)
+        if parts.scheme not in SCHEMES:
+            known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+            raise UserError(
+                f"--storage-path {parts.scheme}://...: is no known kind of store; use {known} or "
+                "a folder"
+            )
+        if "@" in parts.netloc or "secret" in parts.query:
+            raise UserError(
+                "--storage-path: holds credentials, which every file of the run would show; put "
+                "them where the store's own tools look for them, e.g. AWS_ACCESS_KEY_ID"
+            )
+        return cls(parts.scheme, f"{parts.netloc}{parts.path}".strip("/"), parts.query)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.key}" + (f"?{self.query}" if self.query else "")
+
+    def __truediv__(self, name: str) -> StorePath:
+        return replace(self, key=f"{self.key}/{name}")
+
+    @property
+    def name(self) -> str:
+        """What is behind the last slash."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def parent(self) -> StorePath:
+        """What is before the last slash."""
+        return replace(self, key=self.key.rpartition("/")[0])
+
+    @property
+    def filesystem(self) -> Any:
+        """pyarrow's, which knows this path as ``key``."""
+        return _filesystem(self.scheme, self.key.partition("/")[0], self.query)
+
+    def with_name(self, name: str) -> StorePath:
+        """Its neighbour of another name."""
+        return self.parent / name
+
+    def exists(self) -> bool:
+        """Whether there is a file, or a folder with files."""
+        return self._kind() != "NotFound"
+
+    def is_file(self) -> bool:
+        """Whether it is a file."""
+        return self._kind() == "File"
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+        return self._kind() == "Directory"
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Make a folder; a store needs none, but it takes a name."""
+        if not exist_ok and self.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
+        with self._errors():
+            self.filesystem.create_dir(self.key, recursive=True)
+
+    def iterdir(self) -> Iterator[StorePath]:
+        """What is in a folder."""
+        selector = importlib.import_module("pyarrow.fs").FileSelector
+        with self._errors():
+            found = self.filesystem.get_file_info(selector(self.key, allow_not_found=True))
+        return (self / info.base_name for info in found)
+
+    def glob(self, pattern: str) -> Iterator[StorePath]:
+        """What is in a folder and has a name like this."""
+        return (each for each in self.iterdir() if fnmatch.fnmatchcase(each.name, pattern))
+
+    def read_bytes(self) -> bytes:
+        """All of a file."""
+        # Not as a stream, which asks for it in hundreds of small parts.
+        with self._errors(), self.filesystem.open_input_file(self.key) as file:
+            content: bytes = file.read()
+            return content
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """All of a text file."""
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, content: bytes) -> None:
+        """Write a file; it is there whole or not at all."""
+        with self._errors(), self.filesystem.open_output_stream(self.key) as file:
+            file.write(content)
+
+    def write_text(self, text: str) -> None:
+        """Write a UTF-8 file."""
+        self.write_bytes(text.encode())
+
+    def rename(self, target: StorePath) -> StorePath:
+        """Give a file another name."""
+        with self._errors():
+            self.filesystem.move(self.key, target.key)
+        return target
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete a file."""
+        if missing_ok and not self.is_file():
+            return
+        with self._errors():
+            self.filesystem.delete_file(self.key)
+
+    def delete_folder(self) -> None:
+        """Delete a folder and all that is in it."""
+        if self.is_dir():
+            with self._errors():
+                self.filesystem.delete_dir(self.key)
+
+    def _kind(self) -> str:
+        with self._errors():
+            kind: str = self.filesystem.get_file_info(self.key).type.name
+            return kind
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """pyarrow's errors as a file's."""
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError, PermissionError):
+            raise
+        except (OSError, ValueError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise OSError(errno.EIO, first, str(self)) from None
+
+
+@functools.cache
+def _filesystem(scheme: str, bucket: str, query: str) -> Any:
+    opened, _ = importlib.import_module("pyarrow.fs").FileSystem.from_uri(
+        f"{scheme}://{bucket}" + (f"?{query}" if query else "")
+    )
+    return opened
+
+
+AnyPath = Path | StorePath
+
+
+def at(text: str | os.PathLike[str] | StorePath) -> AnyPath:
+    """The path that a ``--storage-path`` or a file in it names; a disk's is absolute.
+
+    Raises:
+        UserError: an address of no known store.
+    """
+    if isinstance(text, StorePath):
+        return text
+    text = os.fspath(text).removeprefix("file://")
+    if "://" in text:
+        return StorePath.parse(text)
+    return Path(text).expanduser().absolute()
+
+
+def delete_folder(folder: AnyPath) -> None:
+    """Delete a folder and all that is in it, as far as that goes."""
+    if isinstance(folder, StorePath):
+        with contextlib.suppress(OSError):
+            folder.delete_folder()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_writable(folder: AnyPath) -> bool:
+    """Whether files can be written there."""
+    if isinstance(folder, Path):
+        return os.access(folder, os.W_OK)
+    probe = folder / f".{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def write_atomically(file: AnyPath, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all: on a disk aside, and renamed.
+
+    Raises:
+        RunFailed: it cannot be written, e.g. to a full disk; what was there before is intact.
+    """
+    try:
+        if isinstance(file, StorePath):
+            file.write_bytes(content)
+        else:
+            _write_aside(file, content)
+    except OSError as error:
+        raise RunFailed(
+            f"{file}: cannot be written ({error.strerror}); what was saved before is intact; "
+            "make room for it"
+        ) from None
+
+
+def _write_aside(file: Path, content: bytes) -> None:
+    # A name that no other process takes.
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with aside.open("wb") as out:
+            out.write(content)
+            out.flush()
+            # Else a machine that loses power may keep the new name and lose the bytes.
+            os.fsync(out.fileno())
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""How the same commands reach a cluster."""

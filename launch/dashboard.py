@@ -1,0 +1,97 @@
+"""A cluster's job server: which addresses may be spoken to, and with which token."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from cifar_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+CONNECT_TIMEOUT_S = 5
+
+
+def check_address(address: str, insecure: bool) -> None:
+    """See that a job server can be spoken to without telling strangers.
+
+    What is sent there is code that the cluster runs, and a token that lets anybody run more.
+
+    Args:
+        address: ``http://HOST:PORT`` or ``https://HOST:PORT``.
+        insecure: whether plain http may go over public networks.
+
+    Raises:
+        UserError: it is no such address, nothing answers there, or it is plain http to a host that
+            is neither this one nor on a private network.
+    """
+    given = f"--address {address}"
+    try:
+        parts = urlsplit(address)
+        port = parts.port or (443 if parts.scheme == "https" else 8265)
+    except ValueError as error:
+        raise UserError(f"{given}: {error}; give http://HOST:8265") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"{given}: is no address of a job server; give http://HOST:8265")
+    if parts.username or parts.password:
+        raise UserError("--address: holds a password, which would be shown; leave it out")
+    try:
+        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UserError(f"{given}: {parts.hostname} is not known ({error.strerror})") from None
+    hosts = [ipaddress.ip_address(str(each[4][0]).split("%")[0]) for each in found]
+    if parts.scheme == "http" and not insecure and not all(host.is_private for host in hosts):
+        raise UserError(
+            f"{given}: plain http over a public network shows the token and lets others change the "
+            "job; give an https address, tunnel it (ssh -L 8265:localhost:8265 HEAD), or add "
+            "--insecure"
+        )
+    try:
+        socket.create_connection((parts.hostname, port), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"{given}: nothing answers ({error}); see that the cluster runs, with its dashboard "
+            "(ray start --head), and that this is the dashboard's port"
+        ) from None
+
+
+def find_token() -> str | None:
+    """Where this machine's token for Ray clusters is, in words; as Ray looks for it."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return f"RAY_AUTH_TOKEN_PATH {path}" if Path(path).is_file() else None
+    default = Path.home() / ".ray" / "auth_token"
+    return str(default) if default.is_file() else None
+
+
+def connect(address: str, insecure: bool = False) -> JobSubmissionClient:
+    """A client of a cluster's job server, with this machine's token where there is one.
+
+    Raises:
+        UserError: it cannot be spoken to, or wants another token.
+    """
+    check_address(address, insecure)
+    token = find_token()
+    if token is not None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # the client does not by itself
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError:
+        raise UserError(
+            f"--address {address}: wants another token than the one of {token}"
+            if token
+            else f"--address {address}: wants a token; put the cluster's into RAY_AUTH_TOKEN, or "
+            "into a file and its name into RAY_AUTH_TOKEN_PATH"
+        ) from None
+    except (ConnectionError, RuntimeError, OSError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--address {address}: is no job server of Ray ({first})") from None

@@ -1,0 +1,53 @@
+"""What a job is sent with: the code, and what it depends on."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Any
+
+import cifar_dist
+
+LEFT_HERE = [
+    ".git/", ".venv/", "venv/", "env/", "/data/", "/runs/", "__pycache__/", "*.egg-info/",
+    ".*_cache/", "*.parquet", "*.safetensors", "*.ckpt", "*.whl",
+]  # fmt: skip
+"""Not sent, as a .gitignore has it; what .gitignore files name is left out besides."""
+STOP_TIMEOUT_S = 180
+"""How long a job that is asked to stop may take to save its checkpoint before it is killed."""
+
+
+def runtime_env(folder: Path, tool: str | None) -> dict[str, Any]:
+    """Ray's runtime environment for a job.
+
+    Args:
+        folder: whose files are sent; the job runs in a copy of it.
+        tool: ``uv`` or ``pip``, which installs this machine's versions of what the project depends
+            on, on every node, once; None where they are there.
+    """
+    env: dict[str, Any] = {
+        "working_dir": str(folder),
+        "excludes": LEFT_HERE,
+        # Ray's own are 3 s. Lines are to come when they are written.
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT_S), "PYTHONUNBUFFERED": "1"},
+    }
+    if not (folder / "cifar_dist").is_dir():
+        package = Path(cifar_dist.__file__).resolve().parent
+        spaces = package.parent / "tune_spaces"
+        env["py_modules"] = [str(each) for each in (package, spaces) if each.is_dir()]
+    if tool is not None:
+        env[tool] = {"packages": dependencies()}
+    return env
+
+
+def dependencies() -> list[str]:
+    """This machine's versions of the project's dependencies, but for Ray, which a cluster has."""
+    names = []
+    for line in requires("cifar-dist") or []:
+        if "extra ==" in line:
+            continue
+        name = re.split(r"[\\s\\[<>=!~;(]", line, maxsplit=1)[0]
+        if name != "ray":
+            names.append(name)
+    return [f"{name}=={version(name).split('+')[0]}" for name in names]

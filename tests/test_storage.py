@@ -1,0 +1,143 @@
+"""Runs in an object store: a real server that speaks S3, on the loopback interface."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cifar_dist.errors import UserError
+from cifar_dist.runs import RunDirectory
+from cifar_dist.storage import StorePath, at, is_writable, write_atomically
+from tests.conftest import ROOT, run_command
+
+BUCKET = "bucket"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "an-id", "AWS_SECRET_ACCESS_KEY": "s3cret-of-the-store"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a folder in a bucket."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=out, stderr=out,
+        )  # fmt: skip
+    try:
+        until = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.2)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in CREDENTIALS.items():
+                patch.setenv(name, value)
+            query = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+            bucket = at(f"s3://{BUCKET}?{query}&allow_bucket_creation=true")
+            bucket.mkdir(exist_ok=True)
+            yield f"s3://{BUCKET}/runs?{query}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_a_store_path_does_what_a_path_does(store: str) -> None:
+    folder = at(store) / "folder"
+    assert isinstance(folder, StorePath)
+    assert str(folder).startswith(f"s3://{BUCKET}/runs/folder?endpoint_override")
+    assert at(str(folder)) == folder
+    assert (folder.name, (folder / "a").parent) == ("folder", folder)
+    assert not folder.exists()
+    assert list(folder.iterdir()) == []
+    folder.mkdir(parents=True)
+    with pytest.raises(FileExistsError):
+        folder.mkdir(parents=True)
+    file = folder / "a.txt"
+    with pytest.raises(FileNotFoundError):
+        file.read_bytes()
+    write_atomically(file, b"one")
+    write_atomically(file, b"two")
+    assert (file.is_file(), file.is_dir(), folder.is_dir()) == (True, False, True)
+    assert file.read_text() == "two"
+    (folder / "b.ckpt").write_bytes(b"")
+    assert [each.name for each in folder.glob("*.txt")] == ["a.txt"]
+    file.rename(file.with_name("c.txt"))
+    assert sorted(each.name for each in folder.iterdir()) == ["b.ckpt", "c.txt"]
+    (folder / "c.txt").unlink()
+    (folder / "c.txt").unlink(missing_ok=True)
+    assert is_writable(folder)
+    folder.delete_folder()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("ftp://host/runs", "is no known kind of store"),
+        ("s3://id:secret@bucket/runs", "holds credentials"),
+        ("s3://bucket/runs?secret_key=hidden", "holds credentials"),
+    ],
+)
+def test_addresses_that_are_no_good_are_refused(address: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        at(address)
+    assert "hidden" not in str(refused.value)
+
+
+def test_a_bucket_that_is_not_there_is_refused_in_one_line(store: str, tmp_path: Path) -> None:
+    words = ["--dataset", "digits", "--num-workers", "0", "--max-epochs", "1"]
+    elsewhere = store.replace(f"//{BUCKET}/", "//no-such-bucket/")
+    done = run_command(tmp_path, *words, "--storage-path", elsewhere)
+    assert done.code == 2
+    assert "cannot be written" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_a_run_in_a_store_is_killed_and_goes_on_to_the_same_bits(
+    store: str, few_digits: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--data-dir", str(few_digits), "--num-workers", "2", "--batch-size", "24", "--flip", "0",
+        "--max-epochs", "4", "--storage-path",
+    ]  # fmt: skip
+    whole = run_command(tmp_path, *words, str(tmp_path / "disk"), "--name", "run")
+    assert whole.code == 0, whole.err
+    running = subprocess.Popen(
+        [sys.executable, "-m", "cifar_dist.train", *words, store, "--name", "run"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
+    run = RunDirectory.at(store, "run")
+    until = time.monotonic() + 120
+    while not (run.checkpoints_newest_first() and run.read_metrics()):
+        assert time.monotonic() < until
+        assert running.poll() is None
+        time.sleep(0.3)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert len(run.read_metrics()) < 4
+    done = run_command(tmp_path, "--name", "run", "--resume", "--storage-path", store)
+    assert done.code == 0, done.err
+    on_disk = RunDirectory.at(str(tmp_path / "disk"), "run")
+    assert run.read_summary()["weights_sha256"] == on_disk.read_summary()["weights_sha256"]
+    assert {each.name for each in run.path.iterdir()} == {
+        each.name for each in on_disk.path.iterdir()
+    }
+    secret = CREDENTIALS["AWS_SECRET_ACCESS_KEY"].encode()
+    for file in (run.config_file, run.environment_file, run.summary_file):
+        assert secret not in file.read_bytes()
+    assert json.loads(run.environment_file.read_text())["command"]
