@@ -59,18 +59,18 @@ def project(folder: str, workers: int) -> None:
 
     if workers:
         # Behind the command's own start, which is to load them in its own order.
-        import cifar_dist.cluster.session as session
+        import cifar_dist.cluster.resources as resources
 
-        original = session.check_resources
+        original = resources.have_resources
 
-        def check(config: Any) -> None:
+        def check(*asked: Any) -> None:
             mark("Ray is up")
-            original(config)
+            original(*asked)
             from cifar_dist.cluster import trainer
 
             trainer.train_on_ray = functools.partial(trainer.train_on_ray, worker=timed_worker)
 
-        session.check_resources = check
+        resources.have_resources = check
     else:
         mark_first_step()
     main(

@@ -106,10 +106,14 @@ class TrainConfig:
     """Epochs between two checkpoints, or steps, e.g. 200s."""
     max_failures: int = 3
     """Restarts before the run fails."""
+    wait_for_resources: str = "10m"
+    """How long a cluster that grows by itself is waited for when it has too little: seconds, or
+    90s, 10m, 2h; 0 for not at all."""
     verbose: bool = False
     """Show what Ray, Lightning and torch print."""
 
     def __post_init__(self) -> None:
+        self._settle("wait_for_resources", as_duration(self.wait_for_resources))
         coerce_fields(self)
         if self.data_dir is None:
             self._settle("data_dir", os.environ.get("CIFAR_DIST_DATA") or "data")
@@ -186,6 +190,11 @@ class TrainConfig:
         every = str(self.checkpoint_every)
         return int(every[:-1]) if every.endswith("s") else None
 
+    @property
+    def wait_for_resources_s(self) -> float:
+        """`wait_for_resources` in seconds."""
+        return in_seconds(self.wait_for_resources)
+
     def computes(self) -> dict[str, Any]:
         """The settings, by name, that decide what the run computes; all others say where and how
         long it runs."""
@@ -239,6 +248,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "resume",
         "checkpoint_every",
         "max_failures",
+        "wait_for_resources",
         "on_nonfinite",
         "verbose",
     }
@@ -358,6 +368,23 @@ def _finite(value: float) -> bool:
     return math.isfinite(value)
 
 
+DURATION = r"(\d+(?:\.\d+)?)([smh]?)"
+"""Seconds, or a number with its unit: ``90``, ``90s``, ``30m``, ``8h``."""
+
+
+def in_seconds(duration: str) -> float:
+    """Seconds of what `DURATION` matches."""
+    match = re.fullmatch(DURATION, duration)
+    assert match is not None  # checked when the config was made
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def as_duration(given: Any) -> Any:
+    """A number, as YAML has it, as text; anything else as it is."""
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    return f"{given:g}" if number else given
+
+
 Ranges = Sequence[tuple[str, Callable[[Any], object], str]]
 """(setting, predicate, what must hold) for every setting that has a range."""
 
@@ -388,6 +415,11 @@ _RANGES: Ranges = [
         "a number of epochs, e.g. 1, or of steps, e.g. 200s",
     ),
     ("max_failures", lambda v: v >= 0, "0 restarts or more, e.g. 3"),
+    (
+        "wait_for_resources",
+        lambda v: re.fullmatch(DURATION, v) is not None,
+        "seconds, or e.g. 90s, 10m, 2h",
+    ),
     (
         "name",
         lambda v: v is None or re.fullmatch(r"[A-Za-z0-9][\w.=+-]{0,199}", v, re.ASCII),

@@ -4,6 +4,8 @@ An event is a dict with a ``kind`` and what belongs to it:
 
 ``plan``
     ``max_epochs``, ``steps_per_epoch``, ``lines`` (what will run, and where, in words)
+``waiting``
+    ``message``: for what the cluster is waited for, and how long; comes before the plan
 ``start``
     ``world_size``, ``checkpoint`` (the one it goes on from, or None); once more at each restart
 ``lost``
@@ -16,7 +18,7 @@ An event is a dict with a ``kind`` and what belongs to it:
 ``epoch``
     a row of ``metrics.csv``
 
-A search tells only these:
+A search tells ``waiting``, and only these:
 
 ``plan``
     ``trials``, ``finished`` (of them before, in a search that goes on), ``max_epochs``,

@@ -130,14 +130,15 @@ def _run(
         except Exception:
             raise RunFailed(traceback.format_exc().strip()) from None
 
-    from cifar_dist.cluster.session import check_resources, check_shared, session
+    from cifar_dist.cluster.resources import have_resources
+    from cifar_dist.cluster.session import check_shared, session
 
     if not config.use_gpu:  # GPUs that are not there are refused seconds earlier without it
         # Loaded while Ray starts, which mostly waits: it brings torch.
         behind = "cifar_dist.cluster.trainer"
         threading.Thread(target=importlib.import_module, args=[behind]).start()
     with session(config.verbose) as where:
-        check_resources(config)
+        have_resources(config, listener)
         check_shared(run.path)
         from cifar_dist.cluster.trainer import train_on_ray
 

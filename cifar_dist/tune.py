@@ -187,10 +187,11 @@ def _run(
     if not left:
         return
 
-    from cifar_dist.cluster.session import TUNE_FLAGS, check_resources, check_shared, session
+    from cifar_dist.cluster.resources import TUNE_FLAGS, have_resources
+    from cifar_dist.cluster.session import check_shared, session
 
     with session(config.train.verbose) as where:
-        check_resources(base, TUNE_FLAGS)
+        have_resources(base, listener, TUNE_FLAGS)
         check_shared(directory.path)
         # Behind the check, since it loads Ray Tune: what is refused is refused seconds earlier.
         from cifar_dist.cluster.trials import train_here

@@ -16,12 +16,15 @@ import tyro
 import yaml
 
 from cifar_dist.config import (
+    DURATION,
     MAY_CHANGE_ON_RESUME,
     Ranges,
     TrainConfig,
+    as_duration,
     check_ranges,
     coerce_fields,
     flag,
+    in_seconds,
     make_config,
     setting_names,
     unknown_name,
@@ -81,9 +84,7 @@ class TuneConfig:
     """Settings that keep their value although the space holds them."""
 
     def __post_init__(self) -> None:
-        given = self.time_budget
-        if isinstance(given, int | float) and not isinstance(given, bool):
-            self._settle("time_budget", f"{given:g}")
+        self._settle("time_budget", as_duration(self.time_budget))
         coerce_fields(self, but=_NO_SETTINGS)
         if self.train.elastic:
             raise UserError(
@@ -161,9 +162,7 @@ class TuneConfig:
         """`time_budget` in seconds."""
         if self.time_budget is None:
             return None
-        match = re.fullmatch(_DURATION, self.time_budget)
-        assert match is not None  # checked when the config was made
-        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+        return in_seconds(self.time_budget)
 
     @property
     def trial_base(self) -> TrainConfig:
@@ -215,8 +214,6 @@ MAY_CHANGE_ON_TUNE_RESUME = (MAY_CHANGE_ON_RESUME - {"max_epochs"}) | {
 _NO_SETTINGS = ("train", "fixed")
 """Fields that hold a config or names, and are no settings themselves."""
 
-_DURATION = r"(\d+(?:\.\d+)?)([smh]?)"
-
 _RANGES: Ranges = [
     ("num_samples", lambda v: 1 <= v <= 9999, "from 1 to 9999 trials, e.g. 16"),
     ("grace_period", lambda v: v >= 1, "1 epoch or more, e.g. 1"),
@@ -227,7 +224,7 @@ _RANGES: Ranges = [
     ("max_concurrent", lambda v: v is None or v >= 1, "1 trial or more, e.g. 2"),
     (
         "time_budget",
-        lambda v: v is None or ((m := re.fullmatch(_DURATION, v)) is not None and float(m[1]) > 0),
+        lambda v: v is None or (re.fullmatch(DURATION, v) and in_seconds(v) > 0),
         "seconds above 0, or e.g. 90s, 30m, 8h",
     ),
 ]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -60,16 +58,6 @@ def check_address(address: str, insecure: bool) -> None:
         ) from None
 
 
-def find_token() -> str | None:
-    """Where this machine's token for Ray clusters is, in words; as Ray looks for it."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return "RAY_AUTH_TOKEN"
-    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return f"RAY_AUTH_TOKEN_PATH {path}" if Path(path).is_file() else None
-    default = Path.home() / ".ray" / "auth_token"
-    return str(default) if default.is_file() else None
-
-
 def connect(address: str, insecure: bool = False) -> JobSubmissionClient:
     """A client of a cluster's job server, with this machine's token where there is one.
 
@@ -77,21 +65,16 @@ def connect(address: str, insecure: bool = False) -> JobSubmissionClient:
         UserError: it cannot be spoken to, or wants another token.
     """
     check_address(address, insecure)
-    token = find_token()
-    if token is not None:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # the client does not by itself
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    from cifar_dist.cluster.session import token_advice, use_token
+
+    use_token()  # the client does not by itself
     try:
         return JobSubmissionClient(address)
     except AuthenticationError:
-        raise UserError(
-            f"--address {address}: wants another token than the one of {token}"
-            if token
-            else f"--address {address}: wants a token; put the cluster's into RAY_AUTH_TOKEN, or "
-            "into a file and its name into RAY_AUTH_TOKEN_PATH"
-        ) from None
+        raise UserError(f"--address {address}: {token_advice()}") from None
     except (ConnectionError, RuntimeError, OSError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"--address {address}: is no job server of Ray ({first})") from None

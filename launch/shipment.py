@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 import cifar_dist
 
@@ -43,11 +44,6 @@ def runtime_env(folder: Path, tool: str | None) -> dict[str, Any]:
 
 def dependencies() -> list[str]:
     """This machine's versions of the project's dependencies, but for Ray, which a cluster has."""
-    names = []
-    for line in requires("cifar-dist") or []:
-        if "extra ==" in line:
-            continue
-        name = re.split(r"[\\s\\[<>=!~;(]", line, maxsplit=1)[0]
-        if name != "ray":
-            names.append(name)
+    required = [Requirement(line) for line in requires("cifar-dist") or []]
+    names = [each.name for each in required if each.name != "ray" and not each.marker]
     return [f"{name}=={version(name).split('+')[0]}" for name in names]

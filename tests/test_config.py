@@ -62,7 +62,11 @@ def test_presets_supply_defaults_that_settings_override() -> None:
         ({"precision": "16-mixed"}, "--precision 16-mixed: needs --use-gpu"),
         ({"name": "../x"}, "--name ../x: must be letters"),
         ({"resume": True}, "--resume: say which run"),
-        ({"storage_path": "s3://bucket/runs"}, "--storage-path s3://bucket/runs"),
+        (
+            {"storage_path": "ftp://host/runs"},
+            "--storage-path ftp://...: is no known kind of store",
+        ),
+        ({"wait_for_resources": "soon"}, "--wait-for-resources soon: must be seconds"),
         ({"weight_decy": 0.1}, "unknown setting weight_decy: did you mean weight_decay?"),
         ({"preset": "fast"}, "--preset fast: choose from notebook, cifar"),
     ],

@@ -32,6 +32,7 @@ class Display:
             "epoch": self._epoch,
             "lost": self._lost,
             "warning": lambda event: self.line(event["message"]),
+            "waiting": lambda event: self.line(event["message"]),
         }
         shows[event["kind"]](event)
 

@@ -41,6 +41,9 @@ class SearchDisplay:
             if self.stream.isatty():
                 self._open()
             return
+        if event["kind"] == "waiting":
+            self.line(event["message"])
+            return
         before = self._trials.get(event["trial_id"], {}).get("status")
         self._trials[event["trial_id"]] = event
         if self._live is None and event["status"] in OVER and before not in OVER:

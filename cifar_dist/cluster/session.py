@@ -1,4 +1,4 @@
-"""Connecting to Ray, and seeing that it has what will be asked of it."""
+"""Connecting to Ray, and to the folder that its nodes share."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import auto_init_hook, parameter
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.storage import AnyPath, StorePath
-
-Resources = dict[str, float]
 
 CONNECT_TIMEOUT_S = 5
 LOOK_TIMEOUT_S = 60
@@ -42,12 +45,15 @@ def session(verbose: bool = False) -> Iterator[str]:
         verbose: pass on what Ray and its workers print.
 
     Raises:
-        UserError: the cluster that ``RAY_ADDRESS`` names cannot be reached.
+        UserError: the cluster that ``RAY_ADDRESS`` names cannot be reached, or wants another token.
     """
     if ray.is_initialized():
         yield "the Ray session of this process"
         return
-    _check_answering(os.environ.get("RAY_ADDRESS", ""))
+    address = os.environ.get("RAY_ADDRESS", "")
+    if _check_answering(address):
+        use_token()
+        _check_token(address)
     # Without the dashboard a cluster of this machine starts in less time and memory. Joining
     # one ignores the option. Where Ray may talk, its clean-up actor wants the dashboard.
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -59,7 +65,7 @@ def session(verbose: bool = False) -> Iterator[str]:
                 logging_level=logging.INFO if verbose else logging.ERROR,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _not_answering(os.environ.get("RAY_ADDRESS", ""), error) from None
+        raise _not_answering(address, error) from None
     if threading.current_thread() is threading.main_thread():
         for each, handler in handlers.items():
             signal.signal(each, handler)  # Ray puts its own in their place
@@ -67,7 +73,7 @@ def session(verbose: bool = False) -> Iterator[str]:
         for name in ("ray", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        nodes = len(_nodes())
+        nodes = sum(node["Alive"] for node in ray.nodes())
         yield f"Ray, {nodes} node{'s' * (nodes > 1)}"
     finally:
         # Where an interruption left a thread of Ray's behind, its next call to Ray would start a
@@ -101,19 +107,88 @@ def started_here() -> bool:
     return node is not None and bool(node.is_head())
 
 
-def _check_answering(address: str) -> None:
-    """See that something listens at a ``HOST:PORT``; Ray itself would try for minutes.
+def use_token() -> None:
+    """Switch to token authentication where Ray finds a token and nothing says otherwise.
+
+    Ray does so by itself for clusters that it finds, not for one whose address it is given.
+    """
+    logger = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    logger.disabled = True  # it would praise what it does
+    try:
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    except AuthenticationError:
+        pass  # the file is missing that is named for it; a cluster that wants one will say so
+    finally:
+        logger.disabled = False
+
+
+def _check_token(address: str) -> None:
+    """See that a cluster takes this process's token; Ray itself would try for 20 s.
 
     Raises:
-        UserError: nothing does.
+        UserError: it does not.
+    """
+    try:
+        with _silent_libraries():
+            GcsClient(address=address)
+    except AuthenticationError:
+        raise UserError(f"RAY_ADDRESS {address}: {token_advice()}") from None
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError):
+        return  # for `ray.init` to try again, and to say
+
+
+def token_advice() -> str:
+    """What to do where a cluster refuses this process's token, or its having none."""
+    if token := find_token():
+        return f"the cluster wants another token than that of {token}"
+    return (
+        "the cluster wants a token; put it into RAY_AUTH_TOKEN, or into a file and its name into "
+        "RAY_AUTH_TOKEN_PATH"
+    )
+
+
+def find_token() -> str | None:
+    """Where this machine's token for Ray clusters is, in words; as Ray looks for it."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return f"RAY_AUTH_TOKEN_PATH {path}" if Path(path).is_file() else None
+    default = Path.home() / ".ray" / "auth_token"
+    return str(default) if default.is_file() else None
+
+
+@contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """While this lasts nothing comes to standard error, not even from C++."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _check_answering(address: str) -> bool:
+    """See that something listens at a ``HOST:PORT``; Ray itself would try for minutes.
+
+    Returns:
+        Whether that is what the address is, and not "local", "auto" or nothing.
+
+    Raises:
+        UserError: nothing listens.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
-        return  # "local", "auto", or none given
+        return False
     try:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
         raise _not_answering(address, error) from None
+    return not address.startswith("ray://")
 
 
 def _not_answering(address: str, error: Exception) -> UserError:
@@ -125,61 +200,6 @@ def _not_answering(address: str, error: Exception) -> UserError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def worker_resources(config: TrainConfig) -> Resources:
-    """What one worker reserves."""
-    reserved = {"CPU": config.cpus_per_worker}
-    if config.gpus_per_worker:
-        reserved["GPU"] = config.gpus_per_worker
-    return reserved
-
-
-@dataclass(frozen=True)
-class Flags:
-    """The flags that say what is reserved, for messages."""
-
-    workers: str = "--num-workers"
-    cpus: str = "--cpus-per-worker"
-    gpus: str = "--gpus-per-worker"
-
-
-TRAIN_FLAGS = Flags()
-TUNE_FLAGS = Flags("--workers-per-trial", "--cpus-per-trial", "--gpus-per-trial")
-
-
-def room(each: Resources) -> int:
-    """How many workers that reserve this much the cluster could hold if it were empty."""
-    return sum(_fitting(node, each) for node in _nodes())
-
-
-def check_resources(config: TrainConfig, flags: Flags = TRAIN_FLAGS) -> None:
-    """See that the cluster can ever place the fewest workers that the run needs.
-
-    Ray would wait for ever, and say nothing.
-
-    Raises:
-        UserError: it cannot; the message says what is asked and what the cluster has.
-    """
-    refuse_unplaceable(config.min_workers, worker_resources(config), _nodes(), flags)
-
-
-def refuse_unplaceable(
-    workers: int, each: Resources, nodes: list[Resources], flags: Flags = TRAIN_FLAGS
-) -> None:
-    """Raise unless so many workers fit on nodes with these resources, each on one node.
-
-    Raises:
-        UserError: they do not fit.
-    """
-    fitting = sum(_fitting(node, each) for node in nodes)
-    if fitting >= workers:
-        return
-    has = " + ".join(_in_words(node, always=each) for node in nodes)
-    raise UserError(
-        f"{flags.workers} {workers}: needs {workers} x ({_in_words(each)}), and the cluster has "
-        f"{has}, room for {fitting}; {_advice(each, nodes, fitting, flags)}"
-    )
 
 
 def check_shared(folder: AnyPath) -> None:
@@ -226,26 +246,3 @@ def ray_storage(folder: AnyPath) -> dict[str, Any]:
     if isinstance(folder, StorePath):
         return {"storage_path": folder.key, "storage_filesystem": folder.filesystem}
     return {"storage_path": str(folder)}
-
-
-def _nodes() -> list[Resources]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _fitting(node: Resources, each: Resources) -> int:
-    # A little more than nothing for the rounding of 3 x 0.1.
-    return min(int(node.get(name, 0.0) / need + 1e-6) for name, need in each.items())
-
-
-def _advice(each: Resources, nodes: list[Resources], fitting: int, flags: Flags) -> str:
-    if "GPU" in each and not any(node.get("GPU") for node in nodes):
-        return "leave out --use-gpu, or name a cluster with GPUs in RAY_ADDRESS"
-    if fitting:
-        return f"use {flags.workers} {fitting}, or give each worker less with {flags.cpus}"
-    return f"ask for less with {flags.cpus} or {flags.gpus}"
-
-
-def _in_words(resources: Resources, always: Resources | None = None) -> str:
-    names = ["CPU", "GPU"] if always and "GPU" in always else ["CPU"]
-    names += ["GPU"] if "GPU" in resources and "GPU" not in names else []
-    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in names)

@@ -30,7 +30,8 @@ from cifar_dist.cluster.controller import Watch, what_failed
 from cifar_dist.cluster.lean import CleanedUpAfter, LeanTorchTrainer
 from cifar_dist.cluster.mailbox import Events, Orders, make_mailbox
 from cifar_dist.cluster.process_group import ProcessGroup
-from cifar_dist.cluster.session import Resources, ray_storage, worker_resources
+from cifar_dist.cluster.resources import Resources, worker_resources
+from cifar_dist.cluster.session import ray_storage
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError

@@ -22,7 +22,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cifar_dist.cluster.ledger import Ledger
-from cifar_dist.cluster.session import ray_storage, room, worker_resources
+from cifar_dist.cluster.resources import autoscales, room, worker_resources
+from cifar_dist.cluster.session import ray_storage
 from cifar_dist.cluster.suggestions import Suggestions
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.cluster.trials import Plan, SeveralWorkers, Training, one_worker, train_here
@@ -204,8 +205,11 @@ def tidy(directory: SearchDirectory, ledger: Ledger, number: int) -> None:
 
 
 def slots(config: TuneConfig) -> int:
-    """How many trials run at a time on the cluster that this process is connected to."""
-    there = max(room(worker_resources(config.trial_base)) // config.workers, 1)
+    """How many trials run at a time on the cluster that this process is connected to.
+
+    On one that grows one more, since only what waits makes it grow.
+    """
+    there = max(room(worker_resources(config.trial_base)) // config.workers, 1) + autoscales()
     return min(there, config.max_concurrent or there)
 
 

@@ -1,53 +1,10 @@
-"""What is refused before Ray is asked for it."""
+"""The connection to Ray."""
 
 import subprocess
 import sys
 
-import pytest
-
-from cifar_dist.cluster.session import refuse_unplaceable
-from cifar_dist.errors import UserError
+from cifar_dist.cluster.session import find_token
 from tests.conftest import ROOT
-
-CPU_NODE = {"CPU": 8.0, "memory": 1e9}
-GPU_NODE = {"CPU": 4.0, "GPU": 2.0}
-
-
-@pytest.mark.parametrize(
-    ("workers", "each", "nodes"),
-    [
-        (8, {"CPU": 1.0}, [CPU_NODE]),
-        (12, {"CPU": 1.0}, [CPU_NODE, GPU_NODE]),
-        (2, {"CPU": 1.0, "GPU": 1.0}, [CPU_NODE, GPU_NODE]),
-        (4, {"CPU": 1.0, "GPU": 0.5}, [GPU_NODE]),
-        (20, {"CPU": 0.4}, [CPU_NODE]),
-        (3, {"CPU": 0.1}, [{"CPU": 0.3}]),  # 0.1 three times is a little more than 0.3
-    ],
-)
-def test_what_fits_passes(workers: int, each: dict, nodes: list[dict]) -> None:
-    refuse_unplaceable(workers, each, nodes)
-
-
-@pytest.mark.parametrize(
-    ("workers", "each", "nodes", "said"),
-    [
-        (
-            9,
-            {"CPU": 1.0},
-            [CPU_NODE],
-            r"needs 9 x \(1 CPU\), and the cluster has 8 CPU, room for 8",
-        ),
-        # 12 CPUs in all, but none of the nodes has 5 twice.
-        (3, {"CPU": 5.0}, [CPU_NODE, GPU_NODE], "room for 1; use --num-workers 1"),
-        (1, {"CPU": 1.0, "GPU": 1.0}, [CPU_NODE], r"has 8 CPU, 0 GPU, .*leave out --use-gpu"),
-        (3, {"CPU": 1.0, "GPU": 1.0}, [GPU_NODE], "has 4 CPU, 2 GPU, room for 2"),
-        (1, {"CPU": 9.0}, [CPU_NODE], "ask for less with --cpus-per-worker"),
-    ],
-)
-def test_what_never_fits_is_refused_with_what_there_is(workers, each, nodes, said) -> None:
-    with pytest.raises(UserError, match=said):
-        refuse_unplaceable(workers, each, nodes)
-
 
 SESSION = """
 import os
@@ -66,3 +23,18 @@ def test_a_session_starts_no_processes_that_it_has_no_use_for() -> None:
     words = [sys.executable, "-c", SESSION]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.splitlines() == ["True True", "[]"]
+
+
+def test_tokens_are_found_where_ray_finds_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_token() is None
+    default = tmp_path / ".ray" / "auth_token"
+    default.parent.mkdir()
+    default.write_text("t")
+    assert find_token() == str(default)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    assert find_token() is None
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
+    assert find_token() == "RAY_AUTH_TOKEN"

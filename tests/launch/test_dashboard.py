@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cifar_dist.errors import UserError
-from launch.dashboard import check_address, find_token
+from launch.dashboard import check_address
 
 
 @pytest.fixture
@@ -49,18 +49,3 @@ def test_a_port_where_nothing_listens_is_refused(listening: int) -> None:
         port = unused.getsockname()[1]
     with pytest.raises(UserError, match="nothing answers"):
         check_address(f"http://127.0.0.1:{port}", insecure=False)
-
-
-def test_tokens_are_found_where_ray_finds_them(tmp_path, monkeypatch) -> None:
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert find_token() is None
-    default = tmp_path / ".ray" / "auth_token"
-    default.parent.mkdir()
-    default.write_text("t")
-    assert find_token() == str(default)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
-    assert find_token() is None
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
-    assert find_token() == "RAY_AUTH_TOKEN"

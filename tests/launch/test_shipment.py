@@ -37,7 +37,7 @@ def test_data_runs_and_environments_stay_here(tmp_path: Path) -> None:
         file.write_text("x")
     env = runtime_env(tmp_path / "work", None)
     packed = tmp_path / "packed.zip"
-    create_package(env["working_dir"], packed, excludes=env["excludes"])
+    create_package(env["working_dir"], packed, include_gitignore=True, excludes=env["excludes"])
     listed = subprocess.run([sys.executable, "-m", "zipfile", "-l", packed],
                             capture_output=True, text=True, check=True).stdout  # fmt: skip
     files = {line.split()[0] for line in listed.splitlines()[1:] if "." in line.split()[0]}

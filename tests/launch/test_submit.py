@@ -115,8 +115,8 @@ def test_no_token_and_a_wrong_one_are_refused_in_one_line(
         file.write_text(token)
     done = submit(cluster, "--list", token_file=file)
     assert done.returncode == 2
-    said = f"wants another token than the one of RAY_AUTH_TOKEN_PATH {file}" if token else (
-        "wants a token; put the cluster's into RAY_AUTH_TOKEN"
+    said = f"wants another token than that of RAY_AUTH_TOKEN_PATH {file}" if token else (
+        "wants a token; put it into RAY_AUTH_TOKEN"
     )  # fmt: skip
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

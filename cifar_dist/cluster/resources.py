@@ -1,0 +1,148 @@
+"""What workers reserve, and seeing that a cluster has it or will have it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from cifar_dist.cluster.session import started_here
+from cifar_dist.config import TrainConfig
+from cifar_dist.errors import UserError
+from cifar_dist.events import Listener
+
+Resources = dict[str, float]
+
+LOOK_S = 0.5
+
+
+def worker_resources(config: TrainConfig) -> Resources:
+    """What one worker reserves."""
+    reserved = {"CPU": config.cpus_per_worker}
+    if config.gpus_per_worker:
+        reserved["GPU"] = config.gpus_per_worker
+    return reserved
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags that say what is reserved, for messages."""
+
+    workers: str = "--num-workers"
+    cpus: str = "--cpus-per-worker"
+    gpus: str = "--gpus-per-worker"
+
+
+TRAIN_FLAGS = Flags()
+TUNE_FLAGS = Flags("--workers-per-trial", "--cpus-per-trial", "--gpus-per-trial")
+
+
+def room(each: Resources) -> int:
+    """How many workers that reserve this much the cluster could hold if it were empty."""
+    return sum(_fitting(node, each) for node in _nodes())
+
+
+def have_resources(config: TrainConfig, listener: Listener, flags: Flags = TRAIN_FLAGS) -> None:
+    """See that the cluster can place the fewest workers that the run needs.
+
+    One that can grow is asked to, and waited for as long as ``wait_for_resources`` says. Ray
+    would wait for ever in any case, and say nothing.
+
+    Args:
+        config: the run, or the settings of a trial.
+        listener: told of the waiting.
+        flags: how messages name what is reserved.
+
+    Raises:
+        UserError: it cannot, or not in time; the message says what is asked and what the cluster
+            has.
+    """
+    workers, each = config.min_workers, worker_resources(config)
+    try:
+        refuse_unplaceable(workers, each, _nodes(), flags)
+    except UserError as error:
+        if not autoscales() or not config.wait_for_resources_s:
+            raise
+        _wait_for(workers, each, config, listener, str(error))
+
+
+def _wait_for(
+    workers: int, each: Resources, config: TrainConfig, listener: Listener, missing: str
+) -> None:
+    asked = f"{workers} x ({_in_words(each)})"
+    listener(
+        {
+            "kind": "waiting",
+            "message": f"waiting for the cluster to grow: needs {asked}, has room for "
+            f"{room(each)}; at most {config.wait_for_resources} (--wait-for-resources)",
+        }
+    )
+    # Only what waits makes a cluster grow. It need not be kept: nodes stay a while when idle.
+    reserved = placement_group([each] * workers, strategy="PACK")
+    try:
+        until = time.monotonic() + config.wait_for_resources_s
+        while not reserved.wait(LOOK_S):
+            if time.monotonic() > until:
+                raise UserError(
+                    f"--wait-for-resources {config.wait_for_resources}: the cluster has not grown "
+                    f"so far; {missing}"
+                )
+    finally:
+        remove_placement_group(reserved)
+
+
+def autoscales() -> bool:
+    """Whether somebody adds nodes to the cluster that this process is connected to.
+
+    Nodes that an autoscaler of Ray's may have started carry their cloud's name of them; those of
+    a plain ``ray start`` do not.
+    """
+    if started_here():
+        return False
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    return any(node.instance_id for node in [*status.active_nodes, *status.idle_nodes])
+
+
+def refuse_unplaceable(
+    workers: int, each: Resources, nodes: list[Resources], flags: Flags = TRAIN_FLAGS
+) -> None:
+    """Raise unless so many workers fit on nodes with these resources, each on one node.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    fitting = sum(_fitting(node, each) for node in nodes)
+    if fitting >= workers:
+        return
+    has = " + ".join(_in_words(node, always=each) for node in nodes)
+    raise UserError(
+        f"{flags.workers} {workers}: needs {workers} x ({_in_words(each)}), and the cluster has "
+        f"{has}, room for {fitting}; {_advice(each, nodes, fitting, flags)}"
+    )
+
+
+def _nodes() -> list[Resources]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _fitting(node: Resources, each: Resources) -> int:
+    # A little more than nothing for the rounding of 3 x 0.1.
+    return min(int(node.get(name, 0.0) / need + 1e-6) for name, need in each.items())
+
+
+def _advice(each: Resources, nodes: list[Resources], fitting: int, flags: Flags) -> str:
+    if "GPU" in each and not any(node.get("GPU") for node in nodes):
+        return "leave out --use-gpu, or name a cluster with GPUs in RAY_ADDRESS"
+    if fitting:
+        return f"use {flags.workers} {fitting}, or give each worker less with {flags.cpus}"
+    return f"ask for less with {flags.cpus} or {flags.gpus}"
+
+
+def _in_words(resources: Resources, always: Resources | None = None) -> str:
+    names = ["CPU", "GPU"] if always and "GPU" in always else ["CPU"]
+    names += ["GPU"] if "GPU" in resources and "GPU" not in names else []
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in names)
