@@ -25,6 +25,7 @@ from cifar_dist.config import (
     with_preset,
 )
 from cifar_dist.errors import Interrupted, RunFailed, UserError
+from cifar_dist.evaluate_config import EvaluateConfig
 from cifar_dist.runs import RunDirectory
 from cifar_dist.search import SearchDirectory
 from cifar_dist.tune_config import (
@@ -51,7 +52,9 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
     early = _before_the_rest(words)
     settings = _under_the_flags(early, RunDirectory.at, make_config)
     defaults = TrainConfig.unsettled(TrainConfig.reopened(with_preset(settings)))
-    return _parse(words, _Train(settings=defaults), "train", setting_names()).settings
+    return _parse(
+        words, _Train, "train", ["config", *setting_names()], _Train(settings=defaults)
+    ).settings
 
 
 def parse_tune(words: Sequence[str]) -> TuneConfig:
@@ -67,11 +70,22 @@ def parse_tune(words: Sequence[str]) -> TuneConfig:
     settings = _under_the_flags(early, SearchDirectory.at, make_tune_config)
     own, of_trials = split_settings(settings)
     defaults = TuneConfig.unsettled(TuneConfig.reopened({**own, **of_trials}))
-    names = [*tune_setting_names(), *setting_names()]
-    parsed = _parse(words, _Tune(settings=defaults), "tune", names)
+    names = ["config", *tune_setting_names(), *setting_names()]
+    parsed = _parse(words, _Tune, "tune", names, _Tune(settings=defaults))
     typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words}
     fixed = tuple(name for name in setting_names() if typed & {name, f"no_{name}"})
     return dataclasses.replace(parsed.settings, fixed=fixed)
+
+
+def parse_evaluate(words: Sequence[str]) -> EvaluateConfig:
+    """The config that an ``evaluate`` command line means.
+
+    Raises:
+        UserError: an unknown flag or bad value.
+        SystemExit: after ``--help``.
+    """
+    names = [field.name for field in dataclasses.fields(EvaluateConfig)]
+    return _parse(words, EvaluateConfig, "evaluate", names)
 
 
 def _under_the_flags(
@@ -158,18 +172,24 @@ class _Tune:
     """YAML file of any of these settings; flags override it, and the space's values too."""
 
 
-_Command = TypeVar("_Command", _Train, _Tune)
+_Command = TypeVar("_Command")
 
 
-def _parse(words: Sequence[str], defaults: _Command, command: str, names: list[str]) -> _Command:
+def _parse(
+    words: Sequence[str],
+    kind: type[_Command],
+    command: str,
+    names: list[str],
+    defaults: _Command | None = None,
+) -> _Command:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             parsed, unknown = tyro.cli(
-                type(defaults),
+                kind,
                 prog=f"python -m cifar_dist.{command}",
                 args=list(words),
-                default=defaults,
+                default=tyro.MISSING_NONPROP if defaults is None else defaults,
                 return_unknown_args=True,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
             )
@@ -181,8 +201,9 @@ def _parse(words: Sequence[str], defaults: _Command, command: str, names: list[s
         name = unknown[0].split("=")[0]
         if not name.startswith("-"):
             raise UserError(f"unexpected word {name!r}: settings are given as --name value")
-        raise unknown_name("flag", name, "", ["--config", *map(flag, names)])
-    return parsed
+        raise unknown_name("flag", name, "", list(map(flag, names)))
+    command_line: _Command = parsed
+    return command_line
 
 
 def _first_sentence(box: str) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_dist.cli import parse_train, parse_tune, run_command
+from cifar_dist.cli import parse_evaluate, parse_train, parse_tune, run_command
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from launch.dashboard import connect
 from launch.shipment import runtime_env
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 COMMAND = "python -m launch.submit"
-COMMANDS = ("train", "tune")
+COMMANDS = ("train", "tune", "evaluate")
 POLL_S = 0.2
 LOOK_S = 1.0
 RECONNECTIONS = 5
@@ -151,11 +151,15 @@ def _entrypoint(command: list[str]) -> str:
         given = command[0] if command else "nothing"
         raise UserError(f"{given}: is no command to submit; write '-- COMMAND ...' with {names}")
     name, *words = command
-    storage = _storage_path(name, words)
-    if not Path(storage).is_absolute() and "://" not in storage:
+    if name == "evaluate":
+        given = path = parse_evaluate(words).model
+    else:
+        path = _storage_path(name, words)
+        given = f"--storage-path {path}"
+    if not Path(path).is_absolute() and "://" not in path:
         raise UserError(
-            f"--storage-path {storage}: a job runs in a temporary folder of the cluster, where "
-            "results would be lost; give an absolute path that all of its nodes share"
+            f"{given}: a job runs in a temporary folder of the cluster, where nothing is and "
+            "nothing stays; give an absolute path that all of its nodes share"
         )
     return shlex.join(["python", "-m", f"cifar_dist.{name}", *words])
 

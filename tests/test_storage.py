@@ -137,6 +137,12 @@ def test_a_run_in_a_store_is_killed_and_goes_on_to_the_same_bits(
     assert {each.name for each in run.path.iterdir()} == {
         each.name for each in on_disk.path.iterdir()
     }
+    measured = run_command(
+        tmp_path, str(run.path), "--format", "json", module="cifar_dist.evaluate"
+    )
+    assert measured.code == 0, measured.err
+    assert json.loads(measured.out)["accuracy"] == run.read_summary()["test_accuracy"]
+    assert json.loads((run.path / "evaluation-test.json").read_text()) == json.loads(measured.out)
     secret = CREDENTIALS["AWS_SECRET_ACCESS_KEY"].encode()
     for file in (run.config_file, run.environment_file, run.summary_file):
         assert secret not in file.read_bytes()

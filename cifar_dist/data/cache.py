@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from cifar_dist.data.order import batch_bounds
+from cifar_dist.data.order import batch_bounds, split
 from cifar_dist.data.sources import Decoded, LabelledImages, Source, find_source
 from cifar_dist.data.statistics import ChannelStatistics
 from cifar_dist.errors import UserError
@@ -95,6 +95,18 @@ class CachedDataset:
                 f"{smallest}, and {world_size} workers need 2 each, {2 * world_size} in all; "
                 "choose another --batch-size or fewer workers"
             )
+
+    def part(self, name: str) -> tuple[LabelledImages, NDArray[np.int64]]:
+        """A split's images, mapped, and the numbers of those that belong to it.
+
+        Args:
+            name: ``train``, ``val`` or ``test``.
+        """
+        train, test = self.open()
+        if name == "test":
+            return test, np.arange(self.test_images)
+        kept, held_out = split(self.original_images, held_out=self.validation_images)
+        return train, {"train": kept, "val": held_out}[name]
 
     def open(self) -> tuple[LabelledImages, LabelledImages]:
         """Training and test images, mapped: read when touched, shared by all processes."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.data.cache import CachedDataset
-from cifar_dist.data.order import batch_bounds, epoch_order, rank_slice, split
+from cifar_dist.data.order import batch_bounds, epoch_order, rank_slice
 from cifar_dist.data.sources import LabelledImages
 from cifar_dist.data.transforms import Augmentation, Draws, Normalisation
 
@@ -145,10 +145,6 @@ class ImageDataModule(pl.LightningDataModule):
         self.dataset = dataset
         self.augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
         self.normalisation = Normalisation(dataset.mean, dataset.std, config.image_size)
-        self._train_members, self._validation_members = split(
-            dataset.original_images, held_out=dataset.validation_images
-        )
-        self._train, self._test = dataset.open()
 
     @property
     def share(self) -> Share:
@@ -159,9 +155,10 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainBatches:
         self.dataset.check_batches(self.config.batch_size, self.share.world_size)
+        images, members = self.dataset.part("train")
         return TrainBatches(
-            self._train,
-            self._train_members,
+            images,
+            members,
             self.augmentation,
             self.config.seed,
             self.config.batch_size,
@@ -170,13 +167,13 @@ class ImageDataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> EvaluationBatches:
-        return EvaluationBatches(
-            self._train, self._validation_members, self.config.batch_size, self.share
-        )
+        return self._evaluated("val")
 
     def test_dataloader(self) -> EvaluationBatches:
-        everything = np.arange(self.dataset.test_images)
-        return EvaluationBatches(self._test, everything, self.config.batch_size, self.share)
+        return self._evaluated("test")
+
+    def _evaluated(self, split: str) -> EvaluationBatches:
+        return EvaluationBatches(*self.dataset.part(split), self.config.batch_size, self.share)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """The batch as the network takes it; runs where the batch is."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_dist.errors import UserError
+from cifar_dist.storage import at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,12 +146,13 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
 
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        if Path(file).suffix == ".safetensors":
-            return load_file(file)
-        values: Any = torch.load(file, map_location="cpu", weights_only=True)
+        content = at(file).read_bytes()
+        if at(file).name.endswith(".safetensors"):
+            return load(content)
+        values: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:
         raise _unreadable(file, error) from None
     except pickle.UnpicklingError:

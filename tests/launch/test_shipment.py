@@ -52,6 +52,7 @@ def test_code_goes_along_where_the_folder_has_none(tmp_path: Path) -> None:
 def test_commands_that_would_lose_results_are_refused(tmp_path: Path) -> None:
     for words, said in (
         (["train", "--dataset", "digits"], "--storage-path runs: a job runs in a temporary"),
+        (["evaluate", "runs/first"], "runs/first: a job runs in a temporary"),
         (["train", "--no-such-flag"], "--no-such-flag"),
         (["report"], "report: is no command to submit"),
         ([], "nothing: is no command to submit"),

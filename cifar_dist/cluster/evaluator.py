@@ -1,0 +1,68 @@
+"""An evaluation on Ray: workers share the images, the driver puts their logits together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from cifar_dist.cluster.resources import worker_resources
+from cifar_dist.config import TrainConfig
+from cifar_dist.errors import RunFailed, UserError
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker is given."""
+
+    config: TrainConfig
+    """Of the network, and where it runs."""
+    dataset_fingerprint: str
+    where: str
+    """The weights' file, for messages."""
+    weights: bytes
+    """A safetensors file."""
+    split: str
+    batch_size: int
+
+
+def logits_on_ray(work: Work) -> NDArray[np.float32]:
+    """``[n, classes]`` logits of a split, from the cluster that this process is connected to.
+
+    Raises:
+        UserError: a worker's node has no such data, or no GPU.
+        RunFailed: a worker failed, also when its task was tried again.
+    """
+    given = ray.put(work)
+    reserved = worker_resources(work.config)
+    task = ray.remote(num_cpus=reserved["CPU"], num_gpus=reserved.get("GPU", 0))(_share)
+    world_size = work.config.max_workers
+    parts = [task.remote(given, rank, world_size) for rank in range(world_size)]
+    try:
+        return np.concatenate(ray.get(parts))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise RunFailed(str(error)) from None
+    except ray.exceptions.RayError as error:
+        raise RunFailed(f"a worker was lost ({error})") from None
+
+
+def _share(work: Work, rank: int, world_size: int) -> Any:
+    from safetensors.torch import load
+
+    from cifar_dist.data.cache import prepare_same
+    from cifar_dist.data.datamodule import Share
+    from cifar_dist.model.trained import load_trained
+    from cifar_dist.training.seeding import set_seed
+    from cifar_dist.training.shares import logits_of_share
+
+    config = work.config
+    assert config.data_dir is not None  # settled when the config was made
+    set_seed(config.seed, config.deterministic)
+    dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
+    model = load_trained(work.where, load(work.weights), config, dataset)
+    return logits_of_share(model, dataset, work.split, work.batch_size, Share(rank, world_size))

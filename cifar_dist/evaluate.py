@@ -1,0 +1,171 @@
+"""``python -m cifar_dist.evaluate``: what a run's weights, or any, are worth."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cifar_dist.cli import parse_evaluate, run_command
+from cifar_dist.errors import RunFailed, UserError
+from cifar_dist.evaluate_config import EvaluateConfig
+from cifar_dist.events import Listener, ignore
+from cifar_dist.launching import shown, with_absolute_paths
+from cifar_dist.runs import as_json
+from cifar_dist.storage import AnyPath, at, write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cifar_dist.config import TrainConfig
+    from cifar_dist.data.cache import CachedDataset
+    from cifar_dist.model.scores import Scores
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate` returns."""
+
+    weights_file: AnyPath
+    dataset: str
+    split: str
+    scores: Scores
+    files: tuple[AnyPath, ...]
+    """What was written."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``evaluation-<split>.json`` holds."""
+        about = {"weights": str(self.weights_file), "dataset": self.dataset, "split": self.split}
+        return {**about, **self.scores.to_dict()}
+
+
+def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
+    """Measure a model on a split of its data set, each image once.
+
+    Args:
+        config: the evaluation. With ``num_workers=0`` it runs in this process without Ray.
+        listener: told of waiting for a cluster that grows.
+
+    Raises:
+        UserError: no such model, bad weights or data, or too few resources.
+        RunFailed: a worker failed, or a file cannot be written.
+    """
+    file = config.weights_file
+    trained = with_absolute_paths(config.trained())
+
+    from cifar_dist.data.cache import prepare
+    from cifar_dist.data.sources import find_source
+
+    dataset = prepare(trained.dataset, find_source(trained.dataset, str(trained.data_dir)))
+    run = config.run
+    if run and run.started_with_fingerprint() not in (None, dataset.fingerprint):
+        raise UserError(
+            f"--data-dir {trained.data_dir}: holds other data than the run was trained on; name "
+            "the folder that it was trained on"
+        )
+    logits = _logits(config, trained, dataset, listener)
+
+    from cifar_dist.training.torchmetrics_alone import load_torchmetrics_alone
+
+    load_torchmetrics_alone()
+    from cifar_dist.model.scores import score
+
+    images, members = dataset.part(config.split)
+    scores = score(logits, images.labels[members], dataset.classes)
+    folder = at(config.output) if config.output else run.path if run else None
+    names = [f"evaluation-{config.split}.{kind}" for kind in ("json", "csv")] if folder else []
+    evaluated = Evaluated(
+        file, dataset.name, config.split, scores, tuple(folder / name for name in names if folder)
+    )
+    if folder:
+        _write(folder, evaluated)
+    return evaluated
+
+
+def _logits(
+    config: EvaluateConfig, trained: TrainConfig, dataset: CachedDataset, listener: Listener
+) -> NDArray[np.float32]:
+    from cifar_dist.model.resnet import read_weights
+
+    where = str(config.weights_file)
+    if config.num_workers == 0:
+        from cifar_dist.data.datamodule import Share
+        from cifar_dist.model.trained import load_trained
+        from cifar_dist.training.seeding import set_seed
+        from cifar_dist.training.shares import logits_of_share
+
+        set_seed(trained.seed, trained.deterministic)
+        model = load_trained(where, read_weights(where), trained, dataset)
+        return logits_of_share(model, dataset, config.split, config.batch_size, Share(0, 1))
+
+    from safetensors.torch import save
+
+    from cifar_dist.cluster.evaluator import Work, logits_on_ray
+    from cifar_dist.cluster.resources import have_resources
+    from cifar_dist.cluster.session import session
+
+    weights = save(read_weights(where))
+    with session(trained.verbose):
+        have_resources(trained, listener)
+        return logits_on_ray(
+            Work(trained, dataset.fingerprint, where, weights, config.split, config.batch_size)
+        )
+
+
+def _write(folder: AnyPath, evaluated: Evaluated) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder}: cannot be made ({error.strerror})") from None
+    for file in evaluated.files:
+        content = as_json(evaluated.to_dict()) if file.name.endswith(".json") else _csv(evaluated)
+        write_atomically(file, content)
+
+
+def _csv(evaluated: Evaluated) -> bytes:
+    text: str = evaluated.scores.per_class.to_csv(index=False, lineterminator="\n")
+    return text.encode()
+
+
+def _text(evaluated: Evaluated) -> str:
+    import pandas as pd
+
+    scores = evaluated.scores
+    names = list(scores.per_class["class"])
+    confusion = pd.DataFrame(scores.confusion, names, [name[:5] for name in names])
+    lines = [
+        f"{shown(evaluated.weights_file)} on {scores.images:,} {evaluated.split} images of "
+        f"{evaluated.dataset}:",
+        f"accuracy {scores.accuracy:.4f}, loss {scores.loss:.4f}, calibration error (ECE) "
+        f"{scores.ece:.4f}",
+        scores.per_class.to_string(index=False, float_format="{:.4f}".format),
+        "confusion, a row for each label, a column for each answer:",
+        confusion.to_string(),
+    ]
+    if evaluated.files:
+        lines.append(f"files: {' '.join(str(shown(file)) for file in evaluated.files)}")
+    return "\n".join(lines)
+
+
+def main(words: list[str]) -> None:
+    """Parse, evaluate, and print what came of it."""
+    config = parse_evaluate(words)
+    try:
+        evaluated = evaluate(config, lambda event: print(event["message"], file=sys.stderr))
+    except (UserError, RunFailed):
+        raise
+    except Exception:
+        raise RunFailed(traceback.format_exc().strip()) from None
+    if config.format == "json":
+        print(json.dumps(evaluated.to_dict(), indent=2))
+    elif config.format == "csv":
+        print(_csv(evaluated).decode(), end="")
+    else:
+        print(_text(evaluated))
+
+
+if __name__ == "__main__":
+    run_command(main)

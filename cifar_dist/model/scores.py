@@ -1,0 +1,75 @@
+"""What a classifier's answers are worth: figures over logits and labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of one set of images."""
+
+    images: int
+    accuracy: float
+    loss: float
+    """Mean cross-entropy, in nats."""
+    ece: float
+    """Expected calibration error: mean distance of confidence and accuracy, over 15 equal bins of
+    confidence (Guo et al., "On calibration of modern neural networks", 2017)."""
+    per_class: pd.DataFrame
+    """A row a class: ``class``, ``images``, ``precision``, ``recall``, ``f1``."""
+    confusion: NDArray[np.int64]
+    """``[classes, classes]`` images, by label (rows) and answer (columns)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {
+            "images": self.images,
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "ece": self.ece,
+            "per_class": self.per_class.to_dict("records"),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def score(logits: NDArray[np.float32], labels: NDArray[Any], classes: tuple[str, ...]) -> Scores:
+    """The figures of ``[n, classes]`` logits against ``[n]`` labels; sums are in float64."""
+    values = torch.from_numpy(logits).double()
+    truth = torch.from_numpy(labels.astype(np.int64))
+    answers = logits.argmax(axis=1)
+    numbers = np.arange(len(classes))
+    precision, recall, f1, images = precision_recall_fscore_support(
+        labels, answers, labels=numbers, zero_division=0.0
+    )
+    return Scores(
+        images=len(labels),
+        accuracy=int((answers == labels).sum()) / len(labels),
+        loss=float(F.cross_entropy(values, truth)),
+        ece=float(
+            multiclass_calibration_error(
+                values.softmax(dim=1), truth, len(classes), n_bins=CALIBRATION_BINS
+            )
+        ),
+        per_class=pd.DataFrame(
+            {
+                "class": list(classes),
+                "images": images,
+                "precision": precision,
+                "recall": recall,
+                "f1": f1,
+            }
+        ),
+        confusion=confusion_matrix(labels, answers, labels=numbers),
+    )

@@ -1,0 +1,75 @@
+"""A trained network, from images as bytes to logits."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.data.cache import CachedDataset
+from cifar_dist.data.transforms import Normalisation
+from cifar_dist.errors import UserError
+from cifar_dist.model.resnet import check_weights, resnet18
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network in evaluation mode, with the normalisation that it was trained with."""
+
+    network: nn.Module
+    normalisation: Normalisation
+    device: torch.device
+    precision: str = "32"
+    channels_last: bool = False
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """``[n, 3, H, W]`` bytes to ``[n, classes]`` float32 on the CPU."""
+        pixels = self.normalisation.resize(self.normalisation.apply(images.to(self.device)))
+        if self.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        dtype = AUTOCAST.get(self.precision)
+        mixed = torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+        with mixed:
+            found: Tensor = self.network(pixels)
+        return found.float().cpu()
+
+
+def load_trained(
+    where: str, weights: dict[str, Tensor], config: TrainConfig, dataset: CachedDataset
+) -> TrainedModel:
+    """A model with these weights, on the device that the config names.
+
+    Args:
+        where: the weights' file, for messages.
+        weights: by torchvision's names.
+        config: stem, image size, precision, device.
+        dataset: what it was trained on: its classes and its normalisation.
+
+    Raises:
+        UserError: the weights are another network's or for other classes, or there is no GPU.
+    """
+    if config.use_gpu and not torch.cuda.is_available():
+        raise UserError("--use-gpu: torch finds no GPU here; leave it out")
+    check_weights(where, {name: tuple(v.shape) for name, v in weights.items()}, config.stem)
+    if (classes := len(weights["fc.bias"])) != len(dataset.classes):
+        raise UserError(
+            f"{where}: is for {classes} classes, and {dataset.name} has {len(dataset.classes)}"
+        )
+    network = resnet18(len(dataset.classes), config.stem)
+    network.load_state_dict(weights)
+    device = torch.device("cuda" if config.use_gpu else "cpu")
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return TrainedModel(
+        network.to(device).eval(),
+        Normalisation(dataset.mean, dataset.std, config.image_size),
+        device,
+        config.precision,
+        config.channels_last,
+    )

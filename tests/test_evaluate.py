@@ -1,0 +1,140 @@
+"""What `evaluate` measures: each image once, the run's own figures, whatever the workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.data.cache import CachedDataset, prepare
+from cifar_dist.data.datamodule import Share
+from cifar_dist.data.sources import find_source
+from cifar_dist.errors import UserError
+from cifar_dist.evaluate import Evaluated, evaluate
+from cifar_dist.evaluate_config import EvaluateConfig
+from cifar_dist.model.resnet import read_weights
+from cifar_dist.model.scores import score
+from cifar_dist.model.trained import load_trained
+from cifar_dist.train import Trained, train
+from cifar_dist.training.shares import logits_of_share
+from tests.conftest import run_command
+
+
+@pytest.fixture(scope="module")
+def trained(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run of three epochs on a few digits."""
+    storage = tmp_path_factory.mktemp("runs")
+    return train(
+        TrainConfig(data_dir=str(few_digits), num_workers=0, batch_size=24, flip=0.0,
+                    max_epochs=3, lr=3e-4, storage_path=str(storage), name="run")
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(few_digits: Path) -> CachedDataset:
+    return prepare("cifar10", find_source("cifar10", str(few_digits)))
+
+
+def evaluated(trained: Trained, **settings) -> Evaluated:
+    return evaluate(EvaluateConfig(model=str(trained.run.path), **settings))
+
+
+def test_it_finds_what_the_run_found(trained: Trained) -> None:
+    test, val = (evaluated(trained, split=split).scores for split in ("test", "val"))
+    assert (test.images, val.images) == (40, 16)
+    assert test.accuracy == trained.summary["test_accuracy"]
+    assert test.loss == pytest.approx(trained.summary["test_loss"], rel=1e-5)
+    assert val.accuracy == trained.summary["val_accuracy"]
+    assert evaluated(trained, split="train").scores.images == 144
+
+
+def test_files_hold_what_is_returned(trained: Trained) -> None:
+    found = evaluated(trained)
+    saved = json.loads((trained.run.path / "evaluation-test.json").read_text())
+    assert saved == found.to_dict()
+    assert np.sum(saved["confusion"]) == saved["images"] == 40
+    table = pd.read_csv(trained.run.path / "evaluation-test.csv")
+    assert list(table) == ["class", "images", "precision", "recall", "f1"]
+    assert table["images"].sum() == 40
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_workers_parts_make_up_the_whole_to_the_bit(
+    trained: Trained, dataset: CachedDataset, workers: int
+) -> None:
+    config = EvaluateConfig(model=str(trained.run.path)).trained()
+    weights = read_weights(str(trained.run.model_file))
+    model = load_trained("weights", weights, config, dataset)
+    whole = logits_of_share(model, dataset, "test", 12, Share(0, 1))
+    parts = [
+        logits_of_share(model, dataset, "test", 12, Share(rank, workers)) for rank in range(workers)
+    ]
+    assert whole.shape == (40, 10)
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_workers_under_ray_give_the_same_figures(trained: Trained, ray_cluster: None) -> None:
+    alone = evaluated(trained, batch_size=12)
+    shared = evaluated(trained, batch_size=12, num_workers=2)
+    assert np.array_equal(shared.scores.confusion, alone.scores.confusion)
+    assert shared.scores.accuracy == alone.scores.accuracy
+    assert shared.scores.loss == pytest.approx(alone.scores.loss, rel=1e-5)
+
+
+def test_weights_of_ones_own_are_measured_too(
+    trained: Trained, few_digits: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.pth"
+    torch.save(read_weights(str(trained.run.model_file)), file)
+    config = EvaluateConfig(
+        model=str(file), data_dir=str(few_digits), output=str(tmp_path / "measured")
+    )
+    assert evaluate(config).scores.accuracy == trained.summary["test_accuracy"]
+    assert (tmp_path / "measured" / "evaluation-test.csv").is_file()
+
+
+def test_figures_are_those_of_the_definitions() -> None:
+    # Four images of two classes, answered with confidence 0.8, 0.6, 0.8 and 0.6, one wrongly.
+    odds = np.log(np.array([[4, 1], [1.5, 1], [1, 4], [1.5, 1]]))
+    labels = np.array([0, 0, 1, 1])
+    found = score(odds.astype(np.float32), labels, ("cat", "dog"))
+    assert found.accuracy == 0.75
+    assert found.loss == pytest.approx(-np.log([0.8, 0.6, 0.8, 0.4]).mean())
+    # Of two answers with 0.8 both are right, of two with 0.6 one is.
+    assert found.ece == pytest.approx((2 * 0.2 + 2 * 0.1) / 4, abs=1e-6)
+    assert found.confusion.tolist() == [[2, 0], [1, 1]]
+    assert found.per_class.to_dict("list") == {
+        "class": ["cat", "dog"],
+        "images": [2, 2],
+        "precision": [pytest.approx(2 / 3), 1.0],
+        "recall": [1.0, 0.5],
+        "f1": [pytest.approx(0.8), pytest.approx(2 / 3)],
+    }
+
+
+def test_other_data_than_the_runs_is_refused(trained: Trained, small_parquet: Path) -> None:
+    with pytest.raises(UserError, match="holds other data than the run was trained on"):
+        evaluated(trained, data_dir=str(small_parquet))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Missing from python -m cifar_dist.evaluate: RUN|WEIGHTS"),
+        (["runs/none"], "runs/none: there is no such file; give a run's directory"),
+        (["."], ".: is neither a run nor weights"),
+        (["{run}", "--stem", "cifar"], "--stem cifar: the run was trained with imagenet"),
+        (["{run}", "--splt", "val"], "unknown flag --splt: did you mean --split?"),
+    ],
+)
+def test_bad_usage_is_one_line(trained: Trained, tmp_path: Path, words: list[str], said: str):
+    words = [word.format(run=trained.run.path) for word in words]
+    done = run_command(tmp_path, *words, module="cifar_dist.evaluate")
+    assert done.code == 2
+    assert said in done.err
+    assert len(done.err.strip().splitlines()) == 1
