@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -70,6 +71,8 @@ def connect(address: str, insecure: bool = False) -> JobSubmissionClient:
 
     from cifar_dist.cluster.session import token_advice, use_token
 
+    # It would tell of each .gitignore that it reads.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     use_token()  # the client does not by itself
     try:
         return JobSubmissionClient(address)

@@ -69,11 +69,16 @@ def _ip(*words: str) -> str:
 
 
 @dataclass
-class _Namespaces:
+class Namespaces:
     """Each host in a network namespace with an address of its own, on one bridge."""
 
     kind = "network namespaces"
     folder: Path
+    head_words: tuple[str, ...] = ("--num-cpus=0", "--include-dashboard=false")
+    env: dict[str, str] = field(default_factory=dict)
+    """Of every host, beside what `environment` says."""
+    apart: Path | None = None
+    """A folder in which every host finds files of its own; ``folder`` where there is none."""
     tag: str = field(default_factory=lambda: f"cd{os.getpid() % 100_000}")
     up: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     made: int = 0
@@ -86,8 +91,8 @@ class _Namespaces:
         _ip("link", "add", self.tag, "type", "bridge")
         _ip("address", "add", "10.213.0.254/24", "dev", self.tag)  # for this process
         _ip("link", "set", self.tag, "up")
-        self._start("--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false",
-                    f"--temp-dir={self.folder}")  # fmt: skip
+        self._start("--head", f"--port={PORT}", f"--temp-dir={self.apart or self.folder}",
+                    *self.head_words)  # fmt: skip
 
     def add(self) -> None:
         self._start(f"--address={self.address}", "--num-cpus=1")
@@ -102,25 +107,38 @@ class _Namespaces:
         for setting in (f"addr add {ip}/24 dev eth0", "link set eth0 up", "link set lo up"):
             _ip("-n", name, *setting.split())
         self.up[name] = subprocess.Popen(
-            ["ip", "netns", "exec", name, str(RAY), "start", "--block", "--disable-usage-stats",
-             f"--node-ip-address={ip}", *words],
+            self._on(name, [str(RAY), "start", "--block", "--disable-usage-stats",
+                            f"--node-ip-address={ip}", *words]),
             env=environment(GLOO_SOCKET_IFNAME="eth0",
-                             CIFAR_DIST_CACHE=str(self.folder / f"cache-{name}")),
+                             CIFAR_DIST_CACHE=str(self.cache(name)), **self.env),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         self._wait_until_joined(ip)
 
+    def cache(self, name: str) -> Path:
+        """A host's own, as that host names it."""
+        return self.apart / "cache" if self.apart else self.folder / f"cache-{name}"
+
+    def own(self, name: str) -> Path:
+        """A host's own files, as this process names them."""
+        folder = self.folder / f"of-{name}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _on(self, name: str, words: list[str]) -> list[str]:
+        """A command on a host. What is mounted there, ``ip netns exec`` mounts for it alone."""
+        inside = ["ip", "netns", "exec", name]
+        if self.apart is None:
+            return [*inside, *words]
+        mount = ["sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"']
+        return [*inside, *mount, str(self.own(name)), str(self.apart), *words]
+
     def _wait_until_joined(self, ip: str) -> None:
-        from ray._raylet import GcsClient
-
-        def joined() -> bool:
-            try:
-                nodes = GcsClient(address=self.address).get_all_node_info(timeout=2).values()
-            except Exception:  # the head is not there yet
-                return False
-            return any(node.state == 0 and node.node_manager_address == ip for node in nodes)
-
-        _wait(joined)
+        # In a process of its own: whether Ray shows a token is settled once in each.
+        subprocess.run(
+            [sys.executable, "-m", "tests.faults.hosts", self.address, ip],
+            env=environment(**self.env), check=True,
+        )  # fmt: skip
 
     def names(self) -> list[str]:
         return list(self.up)[1:]
@@ -147,7 +165,16 @@ class _Namespaces:
         _ip("netns", "delete", name)
 
     def command(self, words: list[str]) -> list[str]:
-        return ["ip", "netns", "exec", next(iter(self.up)), *words]
+        return self._on(next(iter(self.up)), words)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Namespaces]:
+        """The head, and what is added to it, for as long as this lasts."""
+        try:
+            self.start_head()
+            yield self
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         for name in reversed(list(self.up)):
@@ -156,15 +183,13 @@ class _Namespaces:
 
 
 @contextlib.contextmanager
-def _namespaces() -> Iterator[_Namespaces]:
+def _namespaces() -> Iterator[Namespaces]:
     # Short: names of sockets are.
-    with tempfile.TemporaryDirectory(prefix="cd", ignore_cleanup_errors=True) as folder:
-        cluster = _Namespaces(Path(folder))
-        try:
-            cluster.start_head()
-            yield cluster
-        finally:
-            cluster.stop()
+    with (
+        tempfile.TemporaryDirectory(prefix="cd", ignore_cleanup_errors=True) as folder,
+        Namespaces(Path(folder)).running() as cluster,
+    ):
+        yield cluster
 
 
 @dataclass
@@ -236,8 +261,26 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
+def _wait_until_joined(address: str, ip: str) -> None:
+    """Wait until a node with this address is part of a cluster."""
+    from ray._raylet import GcsClient
+
+    def joined() -> bool:
+        try:
+            nodes = GcsClient(address=address).get_all_node_info(timeout=2).values()
+        except Exception:  # the head is not there yet
+            return False
+        return any(node.state == 0 and node.node_manager_address == ip for node in nodes)
+
+    _wait(joined)
+
+
 def _wait(ready: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, "the cluster does not come up"
         time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    _wait_until_joined(*sys.argv[1:])
