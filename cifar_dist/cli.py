@@ -28,6 +28,7 @@ from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.evaluate_config import EvaluateConfig
 from cifar_dist.runs import RunDirectory
 from cifar_dist.search import SearchDirectory
+from cifar_dist.storage import StoreError
 from cifar_dist.tune_config import (
     TuneConfig,
     make_tune_config,
@@ -227,7 +228,7 @@ def run_command(command: Callable[[list[str]], None]) -> NoReturn:
     interrupt_on_signals()
     try:
         command(sys.argv[1:])
-    except UserError as error:
+    except (UserError, StoreError) as error:
         _leave(2, f"error: {' '.join(str(error).split())}")
     except RunFailed as error:
         _leave(1, f"error: {error}")

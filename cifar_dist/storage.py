@@ -27,6 +27,13 @@ SCHEMES = ("s3", "gs")
 """Of the addresses that pyarrow's file systems know without further packages."""
 
 
+class StoreError(OSError):
+    """An object store does not answer, or refuses."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: cannot be reached ({self.strerror})"
+
+
 @dataclass(frozen=True)
 class StorePath:
     """A file or folder of an object store; what goes wrong there is an `OSError`."""
@@ -166,7 +173,7 @@ class StorePath:
             raise
         except (OSError, ValueError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise OSError(errno.EIO, first, str(self)) from None
+            raise StoreError(errno.EIO, first, str(self)) from None
 
 
 @functools.cache

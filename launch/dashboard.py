@@ -71,8 +71,10 @@ def connect(address: str, insecure: bool = False) -> JobSubmissionClient:
 
     from cifar_dist.cluster.session import token_advice, use_token
 
-    # It would tell of each .gitignore that it reads.
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    # They would tell of each .gitignore that they read.
+    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk",
+                 "_private.runtime_env"):  # fmt: skip
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
     use_token()  # the client does not by itself
     try:
         return JobSubmissionClient(address)

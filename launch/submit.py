@@ -34,6 +34,7 @@ COMMANDS = ("train", "tune", "evaluate")
 POLL_S = 0.2
 LOOK_S = 1.0
 RECONNECTIONS = 5
+AGENT_TIMEOUT_S = 60
 
 
 def main(words: list[str]) -> None:
@@ -55,16 +56,32 @@ def main(words: list[str]) -> None:
         entrypoint = _entrypoint(chosen.command)
         client = connect(address, chosen.insecure)
         tool = None if chosen.image_has_it else chosen.install_with
-        try:
-            job = client.submit_job(
-                entrypoint=entrypoint, runtime_env=runtime_env(Path.cwd(), tool)
-            )
-        except (RuntimeError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"--address {address}: the job was not taken: {first}") from None
+        job = _send(client, address, entrypoint, runtime_env(Path.cwd(), tool))
         print(f"job {job}; {_to_follow(address, job)}", flush=True)
         if not chosen.no_wait:
             _leave_with(follow(client, address, job))
+
+
+def _send(client: JobSubmissionClient, address: str, entrypoint: str, env: dict[str, Any]) -> str:
+    """Have the cluster take a job.
+
+    Returns:
+        Its id.
+
+    Raises:
+        UserError: it does not.
+    """
+    until = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=entrypoint, runtime_env=env))
+        except (RuntimeError, ValueError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            # A cluster that has only just started answers before it takes jobs.
+            if "No available agent" in first and time.monotonic() < until:
+                time.sleep(LOOK_S)
+                continue
+            raise UserError(f"--address {address}: the job was not taken: {first}") from None
 
 
 def follow(client: JobSubmissionClient, address: str, job: str) -> int:

@@ -108,6 +108,15 @@ def test_a_bucket_that_is_not_there_is_refused_in_one_line(store: str, tmp_path:
     assert len(done.err.strip().splitlines()) == 1
 
 
+def test_a_store_that_does_not_answer_is_said_in_one_line(tmp_path: Path) -> None:
+    nowhere = "s3://bucket/runs?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+    done = run_command(tmp_path, "--name", "run", "--resume", "--storage-path", nowhere)
+    assert done.code == 2
+    assert "s3://bucket/runs/run/config.yaml" in done.err
+    assert "cannot be reached" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
 def test_a_run_in_a_store_is_killed_and_goes_on_to_the_same_bits(
     store: str, few_digits: Path, tmp_path: Path
 ) -> None:
@@ -144,6 +153,8 @@ def test_a_run_in_a_store_is_killed_and_goes_on_to_the_same_bits(
     assert json.loads(measured.out)["accuracy"] == run.read_summary()["test_accuracy"]
     assert json.loads((run.path / "evaluation-test.json").read_text()) == json.loads(measured.out)
     secret = CREDENTIALS["AWS_SECRET_ACCESS_KEY"].encode()
-    for file in (run.config_file, run.environment_file, run.summary_file):
-        assert secret not in file.read_bytes()
+    files = [*run.path.iterdir(), *run.checkpoints.iterdir()]
+    for file in files:
+        assert not file.is_file() or secret not in file.read_bytes()
+    assert secret.decode() not in done.out + done.err + measured.out + measured.err
     assert json.loads(run.environment_file.read_text())["command"]

@@ -78,6 +78,8 @@ def head(cpus: int = 2, grows: bool = False) -> Iterator[Head]:
             [RAY, "start", "--head", "--block", "--disable-usage-stats", f"--num-cpus={cpus}",
              "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=true",
              "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+             # Its usual one belongs to whichever cluster of the machine was first.
+             f"--dashboard-agent-listen-port={free_port()}",
              f"--temp-dir={folder / 'ray'}", *autoscaling],
             env={**env, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file),
                  "PATH": f"{RAY.parent}:{os.environ['PATH']}"},

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,48 +62,65 @@ def test_a_failing_job_gives_its_own_code(cluster: Head, tmp_path: Path) -> None
     assert "--name taken" in done.stdout
 
 
-def test_interrupting_saves_and_a_second_submit_goes_on(
+def test_interrupting_saves_and_a_later_submit_goes_on_to_the_same_bits(
     cluster: Head, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
     words = train(tmp_path, "stopped", "--max-epochs", "3")
     running = subprocess.Popen(
         [sys.executable, "-m", "launch.submit", "--address", cluster.address, *words],
-        cwd=ROOT, env=cluster.environment(), stdout=subprocess.PIPE, text=True,
+        cwd=ROOT, env=cluster.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
     )  # fmt: skip
     assert running.stdout is not None
-    lines = []
-    for line in running.stdout:
-        lines.append(line)
-        if line.startswith("epoch 1/3"):
-            running.send_signal(signal.SIGINT)
-            break
-    rest = running.stdout.read()
-    assert running.wait(120) == 130, "".join(lines) + rest
-    assert "asked the job to save and stop" in rest
+    job = running.stdout.readline().split()[1].rstrip(";")
+    _until(running, "epoch 1/3")
+    assert_in_no_title(cluster.token_file.read_bytes())
+    running.send_signal(signal.SIGINT)
+    _until(running, "asked the job to save and stop")
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert f"{job} runs on; to follow it: python -m launch.submit" in said
+
+    followed = submit(cluster, "--follow", job)
+    assert followed.returncode == 130
+    assert "to go on: python -m cifar_dist.train --name stopped --resume" in followed.stdout
     summary = json.loads((tmp_path / "stopped" / "summary.json").read_text())
     assert summary["status"] == "interrupted"
+    assert len((tmp_path / "stopped" / "metrics.csv").read_text().splitlines()) < 4
+
     done = submit(cluster, *train(tmp_path, "stopped", "--resume"))
     assert done.returncode == 0, done.stdout + done.stderr
-    digest = [
+    digests = [
         json.loads((run / "summary.json").read_text())["weights_sha256"]
         for run in (undisturbed[0], tmp_path / "stopped")
     ]
-    assert digest[0] == digest[1]
+    assert digests[0] == digests[1]
 
 
-def test_a_job_can_be_left_followed_listed_and_stopped(cluster: Head, tmp_path: Path) -> None:
-    sent = submit(cluster, "--no-wait", *train(tmp_path, "left", "--max-epochs", "500"))
+def _until(running: subprocess.Popen[str], begins: str) -> None:
+    """Read a process's lines until one begins so."""
+    assert running.stdout is not None
+    seen = []
+    for line in running.stdout:
+        seen.append(line)
+        if line.startswith(begins):
+            return
+    raise AssertionError("".join(seen))
+
+
+def test_a_job_can_be_left_listed_stopped_and_followed(cluster: Head, tmp_path: Path) -> None:
+    sent = submit(cluster, "--no-wait", *train(tmp_path, "left"))
     assert sent.returncode == 0
     job = sent.stdout.split()[1].rstrip(";")
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "left" / "metrics.csv").exists():
-        assert time.monotonic() < deadline
-        time.sleep(1)
-    assert re.search(rf"^{job} +RUNNING", submit(cluster, "--list").stdout, re.MULTILINE)
-    assert submit(cluster, "--stop", job).returncode == 0
-    followed = submit(cluster, "--follow", job)
-    assert followed.returncode == 130
-    assert "to go on: python -m cifar_dist.train --name left --resume" in followed.stdout
+    assert re.search(rf"^{job} +(PENDING|RUNNING)", submit(cluster, "--list").stdout, re.MULTILINE)
+    stopped = submit(cluster, "--stop", job)
+    assert stopped.returncode == 0
+    assert f"asked {job} to stop" in stopped.stdout
+    assert submit(cluster, "--follow", job).returncode == 130
+    unknown = submit(cluster, "--follow", "raysubmit_none")
+    assert unknown.returncode == 2
+    assert "raysubmit_none: the cluster knows no such job; see --list" in unknown.stderr
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])
@@ -131,9 +148,12 @@ def test_no_secret_is_left_anywhere(cluster: Head, undisturbed: tuple[Path, str]
                 searched += 1
                 assert secret not in file.read_bytes(), file
     assert searched > 20
-    for title in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            assert secret not in title.read_bytes()
-        except OSError:
-            continue
+    assert_in_no_title(secret)
     assert secret.decode() not in undisturbed[1]
+
+
+def assert_in_no_title(secret: bytes) -> None:
+    """See that no process of the machine shows it in its command line."""
+    for title in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            assert secret not in title.read_bytes()
