@@ -21,7 +21,7 @@ train: setup  ## a first run: handwritten digits, two workers, a minute or two
 	$(BIN)/python -m cifar_dist.train --dataset digits --num-workers 2 --max-epochs 6
 
 test: check  ## everything that must hold before a commit
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

@@ -35,6 +35,15 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a folder in a bucket of a server that speaks S3."""
+    from tests.object_store import object_store
+
+    with object_store(tmp_path_factory.mktemp("store") / "log") as address:
+        yield address
+
+
 @pytest.fixture(scope="session")
 def real_cifar10() -> Path:
     """The folder with real CIFAR-10 images."""

@@ -44,14 +44,14 @@ def checkpoint_as_bytes(content: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def read_checkpoint(path: AnyPath) -> dict[str, Any]:
+def read_checkpoint(path: str | AnyPath) -> dict[str, Any]:
     """Read a checkpoint, to the CPU, and see that it is what was written.
 
     Raises:
         BadCheckpoint: it is cut short, damaged, holds anything but numbers, or is no checkpoint.
     """
     try:
-        data = path.read_bytes()
+        data = at(path).read_bytes()
     except OSError as error:
         raise BadCheckpoint(f"cannot be read ({error.strerror})") from None
     body, comment = data[:-_COMMENT_BYTES], data[-_COMMENT_BYTES:]
@@ -104,7 +104,7 @@ class Checkpoints(CheckpointIO):
             self._read = None
             return content
         try:
-            return read_checkpoint(at(path))
+            return read_checkpoint(os.fspath(path))
         except BadCheckpoint as error:
             raise RunFailed(f"{path}: {error}") from None
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 RAY = Path(sys.executable).parent / "ray"
 PORT = 6389
@@ -169,12 +171,13 @@ class Namespaces:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Namespaces]:
-        """The head, and what is added to it, for as long as this lasts."""
-        try:
-            self.start_head()
-            yield self
-        finally:
-            self.stop()
+        """The head, and what is added to it, for as long as this lasts; one on a machine."""
+        with FileLock(Path(tempfile.gettempdir()) / "cifar_dist-hosts.lock"):
+            try:
+                self.start_head()
+                yield self
+            finally:
+                self.stop()
 
     def stop(self) -> None:
         for name in reversed(list(self.up)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import signal
 import subprocess
@@ -13,12 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from cifar_dist.runs import RunDirectory
 from tests.conftest import ROOT
 from tests.launch.cluster import Head, head
+from tests.object_store import CREDENTIALS
+
+EPOCHS = 4
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Head]:
+def cluster(store: str) -> Iterator[Head]:
+    """A cluster whose nodes find the store's credentials in their environment."""
     with head() as started:
         yield started
 
@@ -32,40 +36,46 @@ def submit(
     )  # fmt: skip
 
 
-def train(storage: Path, name: str, *words: str) -> list[str]:
-    return ["--image-has-it", "--", "train", "--dataset", "digits", "--num-workers", "2",
-            "--storage-path", str(storage), "--name", name, *words]  # fmt: skip
+def train(data: Path, storage: Path | str, name: str) -> list[str]:
+    """The words that submit a run of two workers on digits."""
+    return ["--image-has-it", "--", "train", "--data-dir", str(data), "--num-workers", "2",
+            "--batch-size", "24", "--flip", "0", "--max-epochs", str(EPOCHS),
+            "--storage-path", str(storage), "--name", name]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: Head, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a submitted run, and what submit printed."""
-    storage = tmp_path_factory.mktemp("storage")
-    done = submit(cluster, *train(storage, "undisturbed", "--max-epochs", "3"))
+def undisturbed(cluster: Head, few_digits: Path, store: str) -> tuple[RunDirectory, str]:
+    """A submitted run in an object store, and what submit printed."""
+    done = submit(cluster, *train(few_digits, store, "undisturbed"))
     assert done.returncode == 0, done.stdout + done.stderr
-    return storage / "undisturbed", done.stdout
+    return RunDirectory.at(store, "undisturbed"), done.stdout + done.stderr
 
 
-def test_a_submitted_run_is_shown_and_complete(undisturbed: tuple[Path, str]) -> None:
+def test_a_submitted_run_is_shown_and_complete(undisturbed: tuple[RunDirectory, str]) -> None:
     run, said = undisturbed
     assert re.search(r"^job raysubmit_\w+; to follow it: python -m launch.submit", said)
-    assert "epoch 3/3" in said
+    for epoch in range(1, EPOCHS + 1):
+        assert f"epoch {epoch}/{EPOCHS}" in said
     assert "done in" in said
-    assert json.loads((run / "summary.json").read_text())["status"] == "completed"
+    assert run.read_summary()["status"] == "completed"
+    assert {file.name for file in run.path.iterdir()} == {
+        "checkpoints", "config.yaml", "environment.json", "metrics.csv", "model.safetensors",
+        "summary.json",
+    }  # fmt: skip
 
 
-def test_a_failing_job_gives_its_own_code(cluster: Head, tmp_path: Path) -> None:
+def test_a_failing_job_gives_its_own_code(cluster: Head, few_digits: Path, tmp_path: Path) -> None:
     # A name that is taken is refused on the cluster, with 2.
     (tmp_path / "taken").mkdir()
-    done = submit(cluster, *train(tmp_path, "taken"))
+    done = submit(cluster, *train(few_digits, tmp_path, "taken"))
     assert done.returncode == 2
     assert "--name taken" in done.stdout
 
 
 def test_interrupting_saves_and_a_later_submit_goes_on_to_the_same_bits(
-    cluster: Head, undisturbed: tuple[Path, str], tmp_path: Path
+    cluster: Head, undisturbed: tuple[RunDirectory, str], few_digits: Path, tmp_path: Path
 ) -> None:
-    words = train(tmp_path, "stopped", "--max-epochs", "3")
+    words = train(few_digits, tmp_path, "stopped")
     running = subprocess.Popen(
         [sys.executable, "-m", "launch.submit", "--address", cluster.address, *words],
         cwd=ROOT, env=cluster.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -73,7 +83,7 @@ def test_interrupting_saves_and_a_later_submit_goes_on_to_the_same_bits(
     )  # fmt: skip
     assert running.stdout is not None
     job = running.stdout.readline().split()[1].rstrip(";")
-    _until(running, "epoch 1/3")
+    _until(running, f"epoch 1/{EPOCHS}")
     assert_in_no_title(cluster.token_file.read_bytes())
     running.send_signal(signal.SIGINT)
     _until(running, "asked the job to save and stop")
@@ -85,17 +95,14 @@ def test_interrupting_saves_and_a_later_submit_goes_on_to_the_same_bits(
     followed = submit(cluster, "--follow", job)
     assert followed.returncode == 130
     assert "to go on: python -m cifar_dist.train --name stopped --resume" in followed.stdout
-    summary = json.loads((tmp_path / "stopped" / "summary.json").read_text())
-    assert summary["status"] == "interrupted"
-    assert len((tmp_path / "stopped" / "metrics.csv").read_text().splitlines()) < 4
+    run = RunDirectory.at(str(tmp_path), "stopped")
+    assert run.read_summary()["status"] == "interrupted"
+    assert len(run.read_metrics()) < EPOCHS
 
-    done = submit(cluster, *train(tmp_path, "stopped", "--resume"))
+    done = submit(cluster, *train(few_digits, tmp_path, "stopped"), "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
-    digests = [
-        json.loads((run / "summary.json").read_text())["weights_sha256"]
-        for run in (undisturbed[0], tmp_path / "stopped")
-    ]
-    assert digests[0] == digests[1]
+    whole = undisturbed[0].read_summary()
+    assert run.read_summary()["weights_sha256"] == whole["weights_sha256"]
 
 
 def _until(running: subprocess.Popen[str], begins: str) -> None:
@@ -109,8 +116,10 @@ def _until(running: subprocess.Popen[str], begins: str) -> None:
     raise AssertionError("".join(seen))
 
 
-def test_a_job_can_be_left_listed_stopped_and_followed(cluster: Head, tmp_path: Path) -> None:
-    sent = submit(cluster, "--no-wait", *train(tmp_path, "left"))
+def test_a_job_can_be_left_listed_stopped_and_followed(
+    cluster: Head, few_digits: Path, tmp_path: Path
+) -> None:
+    sent = submit(cluster, "--no-wait", *train(few_digits, tmp_path, "left"))
     assert sent.returncode == 0
     job = sent.stdout.split()[1].rstrip(";")
     assert re.search(rf"^{job} +(PENDING|RUNNING)", submit(cluster, "--list").stdout, re.MULTILINE)
@@ -139,17 +148,16 @@ def test_no_token_and_a_wrong_one_are_refused_in_one_line(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_no_secret_is_left_anywhere(cluster: Head, undisturbed: tuple[Path, str]) -> None:
-    secret = cluster.token_file.read_bytes()
-    searched = 0
-    for folder in (cluster.folder, undisturbed[0]):
-        for file in folder.rglob("*"):
-            if file.is_file() and not file.is_symlink():
-                searched += 1
-                assert secret not in file.read_bytes(), file
-    assert searched > 20
-    assert_in_no_title(secret)
-    assert secret.decode() not in undisturbed[1]
+def test_no_secret_is_left_anywhere(cluster: Head, undisturbed: tuple[RunDirectory, str]) -> None:
+    run, said = undisturbed
+    logs = [file for file in cluster.folder.rglob("*") if not file.is_symlink()]
+    files = [*logs, *run.path.iterdir(), *run.checkpoints.iterdir()]
+    contents = {str(file): file.read_bytes() for file in files if file.is_file()}
+    assert len(contents) > 20
+    for secret in (cluster.token_file.read_bytes(), CREDENTIALS["AWS_SECRET_ACCESS_KEY"].encode()):
+        assert [name for name, content in contents.items() if secret in content] == []
+        assert secret.decode() not in said
+        assert_in_no_title(secret)
 
 
 def assert_in_no_title(secret: bytes) -> None:
