@@ -18,3 +18,8 @@ class Diverged(RunFailed):
 
 class Interrupted(Exception):
     """The person or the system asked the driver to stop (exit 130)."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, in a line that fits into a message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

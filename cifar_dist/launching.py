@@ -14,14 +14,14 @@ from pathlib import Path
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import Interrupted
 from cifar_dist.events import INTERRUPTED, Listener
-from cifar_dist.storage import AnyPath
+from cifar_dist.storage import AnyPath, at
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Workers run in other directories, and ``config.yaml`` is read in others."""
     weights = config.weights
     if weights not in ("none", "imagenet"):
-        weights = str(Path(weights).expanduser().absolute())
+        weights = str(at(weights))
     data_dir = str(Path(str(config.data_dir)).expanduser().absolute())
     return dataclasses.replace(config, data_dir=data_dir, weights=weights)
 

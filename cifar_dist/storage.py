@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cifar_dist.errors import RunFailed, UserError
+from cifar_dist.errors import RunFailed, UserError, first_line
 
 SCHEMES = ("s3", "gs")
 """Of the addresses that pyarrow's file systems know without further packages."""
@@ -172,8 +172,7 @@ class StorePath:
         except (FileNotFoundError, FileExistsError, PermissionError):
             raise
         except (OSError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise StoreError(errno.EIO, first, str(self)) from None
+            raise StoreError(errno.EIO, first_line(error), str(self)) from None
 
 
 @functools.cache

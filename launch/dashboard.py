@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cifar_dist.errors import UserError
+from cifar_dist.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -81,5 +81,5 @@ def connect(address: str, insecure: bool = False) -> JobSubmissionClient:
     except AuthenticationError:
         raise UserError(f"--address {address}: {token_advice()}") from None
     except (ConnectionError, RuntimeError, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--address {address}: is no job server of Ray ({first})") from None
+        said = first_line(error)
+        raise UserError(f"--address {address}: is no job server of Ray ({said})") from None

@@ -1,4 +1,4 @@
-"""``python -m launch.submit``: run ``train`` or ``tune`` on a Ray cluster.
+"""``python -m launch.submit``: run ``train``, ``tune`` or ``evaluate`` on a Ray cluster.
 
     python -m launch.submit --address http://HEAD:8265 -- train --num-workers 16 --use-gpu \\
         --storage-path /shared/runs
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_dist.cli import parse_evaluate, parse_train, parse_tune, run_command
-from cifar_dist.errors import Interrupted, RunFailed, UserError
+from cifar_dist.errors import Interrupted, RunFailed, UserError, first_line
 from launch.dashboard import connect
 from launch.shipment import runtime_env
 
@@ -40,7 +40,17 @@ AGENT_TIMEOUT_S = 60
 def main(words: list[str]) -> None:
     """Parse, do, and print what came of it."""
     chosen = _parse(words)
-    address = chosen.address
+    try:
+        _do(chosen, chosen.address)
+    except (UserError, RunFailed):
+        raise
+    except (RuntimeError, OSError) as error:
+        raise RunFailed(
+            f"--address {chosen.address}: the cluster no longer answers ({first_line(error)})"
+        ) from None
+
+
+def _do(chosen: argparse.Namespace, address: str) -> None:
     if chosen.list:
         _list(connect(address, chosen.insecure))
     elif chosen.stop:
@@ -76,7 +86,7 @@ def _send(client: JobSubmissionClient, address: str, entrypoint: str, env: dict[
         try:
             return str(client.submit_job(entrypoint=entrypoint, runtime_env=env))
         except (RuntimeError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            first = first_line(error)
             # A cluster that has only just started answers before it takes jobs.
             if "No available agent" in first and time.monotonic() < until:
                 time.sleep(LOOK_S)
@@ -109,7 +119,8 @@ def follow(client: JobSubmissionClient, address: str, job: str) -> int:
             output.join(POLL_S)
     if output.error is not None:
         raise RunFailed(
-            f"the cluster no longer answers ({output.error}); {_to_follow(address, job)}"
+            f"the cluster no longer answers ({first_line(output.error)}); "
+            f"{_to_follow(address, job)}"
         )
     info = client.get_job_info(job)
     while not info.status.is_terminal():

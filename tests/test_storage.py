@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cifar_dist.errors import UserError
+from cifar_dist.model.resnet import check_weights_file, read_weights
 from cifar_dist.runs import RunDirectory
 from cifar_dist.storage import StorePath, at, is_writable, write_atomically
 from tests.conftest import ROOT, run_command
@@ -109,6 +110,9 @@ def test_a_run_in_a_store_is_killed_and_goes_on_to_the_same_bits(
     assert {each.name for each in run.path.iterdir()} == {
         each.name for each in on_disk.path.iterdir()
     }
+    starting = read_weights(str(run.model_file))
+    assert len(starting["fc.bias"]) == 10
+    check_weights_file(str(run.model_file), "imagenet")
     measured = run_command(
         tmp_path, str(run.path), "--format", "json", module="cifar_dist.evaluate"
     )

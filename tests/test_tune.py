@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 
 from cifar_dist.runs import RunDirectory
+from cifar_dist.search import SearchDirectory
 from tests.conftest import ROOT, Finished, run_command
 from tests.test_train import one_line
 from tests.training.test_fit import without_timing
@@ -142,52 +144,57 @@ def finish(process: subprocess.Popen[str]) -> Finished:
     return Finished(process.returncode, out, err, 0.0)
 
 
-def wait_for_trials(folder: Path) -> None:
+def epochs_done(search: SearchDirectory) -> int:
+    """Rows that all trials have written."""
+    trials = [RunDirectory(folder) for folder in search.trials_folder.glob("t*")]
+    return sum(len(trial.read_metrics()) for trial in trials)
+
+
+def wait_for_trials(search: SearchDirectory) -> None:
     deadline = time.monotonic() + 60
-    while not list(folder.glob("runs/s/trials/*/metrics.csv")):
+    while not epochs_done(search):
         assert time.monotonic() < deadline, "no trial began"
         time.sleep(0.05)
 
 
-def results(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "runs" / "s" / "trials.csv").drop(columns=["seconds"])
+def results(search: SearchDirectory) -> pd.DataFrame:
+    table = io.BytesIO((search.path / "trials.csv").read_bytes())
+    return pd.read_csv(table).drop(columns=["seconds"])
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("undisturbed")
     assert finish(start(folder)).code == 0
-    return results(folder)
+    return results(SearchDirectory.at(str(folder / "runs"), "s"))
 
 
-def test_a_killed_driver_goes_on_to_the_same_table(
-    tmp_path: Path, undisturbed: pd.DataFrame
+def test_a_killed_driver_goes_on_to_the_same_table_in_an_object_store_too(
+    tmp_path: Path, undisturbed: pd.DataFrame, store: str
 ) -> None:
-    killed = start(tmp_path)
-    wait_for_trials(tmp_path)
+    search = SearchDirectory.at(store, "s")
+    killed = start(tmp_path, "--storage-path", store)
+    wait_for_trials(search)
     time.sleep(random.Random(SEED).uniform(0, 3))
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    rows_before = {
-        folder.name: len(RunDirectory(folder).read_metrics())
-        for folder in (tmp_path / "runs" / "s" / "trials").iterdir()
-    }
-    assert not (tmp_path / "runs" / "s" / "summary.json").exists()
-    went_on = finish(start(tmp_path, "--resume"))
+    assert not search.summary_file.exists()
+    assert epochs_done(search) > 0
+    went_on = finish(start(tmp_path, "--resume", "--storage-path", store))
     assert (went_on.code, went_on.err) == (0, "")
-    pd.testing.assert_frame_equal(results(tmp_path), undisturbed)
-    assert results(tmp_path)["trial_id"].is_unique
-    assert sum(rows_before.values()) > 0
+    pd.testing.assert_frame_equal(results(search), undisturbed)
+    assert results(search)["trial_id"].is_unique
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_interrupted_search_says_how_to_go_on(tmp_path: Path, undisturbed: pd.DataFrame) -> None:
+    search = SearchDirectory.at(str(tmp_path / "runs"), "s")
     interrupted = start(tmp_path)
-    wait_for_trials(tmp_path)
+    wait_for_trials(search)
     interrupted.send_signal(signal.SIGINT)
     done = finish(interrupted)
     assert done.code == 130
     assert done.err == ("interrupted; to go on: python -m cifar_dist.tune --name s --resume\n")
-    summary = json.loads((tmp_path / "runs" / "s" / "summary.json").read_text())
-    assert summary["status"] == "interrupted"
+    assert search.read_summary()["status"] == "interrupted"
     assert finish(start(tmp_path, "--resume")).code == 0
-    pd.testing.assert_frame_equal(results(tmp_path), undisturbed)
+    pd.testing.assert_frame_equal(results(search), undisturbed)

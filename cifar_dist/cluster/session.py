@@ -25,7 +25,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cifar_dist.errors import UserError
+from cifar_dist.errors import UserError, first_line
 from cifar_dist.storage import AnyPath, StorePath
 
 CONNECT_TIMEOUT_S = 5
@@ -193,13 +193,9 @@ def _check_answering(address: str) -> bool:
 
 def _not_answering(address: str, error: Exception) -> UserError:
     return UserError(
-        f"RAY_ADDRESS {address}: no Ray cluster answers ({_first_line(error)}); "
+        f"RAY_ADDRESS {address}: no Ray cluster answers ({first_line(error)}); "
         "start one with 'ray start --head', or unset RAY_ADDRESS"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_shared(folder: AnyPath) -> None:

@@ -23,7 +23,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from cifar_dist.data.order import split
-from cifar_dist.errors import UserError
+from cifar_dist.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -165,7 +165,7 @@ def _opened_parquet(file: Path) -> Iterator[tuple[pq.ParquetFile, str]]:
             yield parquet, images
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{file}: is no readable Parquet file ({_first_line(error)}); fetch it again"
+            f"{file}: is no readable Parquet file ({first_line(error)}); fetch it again"
         ) from None
 
 
@@ -189,8 +189,7 @@ def _read_parquet(file: Path) -> tuple[LabelledImages, tuple[str, ...]]:
             images[row] = _decoded_image(encoded[row])
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
-                f"{file}: row {row} is no {SIDE}x{SIDE} image ({_first_line(error)}); "
-                "fetch it again"
+                f"{file}: row {row} is no {SIDE}x{SIDE} image ({first_line(error)}); fetch it again"
             ) from None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -303,7 +302,7 @@ def download(folder: Path) -> Path:
             lock.unlink()
             folder.rmdir()
         raise UserError(
-            f"no CIFAR-10 in {folder}, and the download failed ({_first_line(error)}); put "
+            f"no CIFAR-10 in {folder}, and the download failed ({first_line(error)}); put "
             "cifar-10-python.tar.gz or Parquet files there, or name their folder with --data-dir"
         ) from None
     return archive
@@ -379,7 +378,3 @@ def _torchvision_cifar10() -> type[CIFAR10]:
 
     reader: type[CIFAR10] = datasets.CIFAR10
     return reader
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,8 +9,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_dist.errors import UserError
-from cifar_dist.storage import at
+from cifar_dist.errors import UserError, first_line
+from cifar_dist.storage import StorePath, at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,12 +114,12 @@ def _other_network(where: str, difference: str) -> UserError:
 
 
 def check_weights_file(file: str | Path, stem: str) -> None:
-    """See that a file holds a ResNet-18's weights, without torch where it is safetensors.
+    """See that a file holds a ResNet-18's weights, without torch where it is a disk's safetensors.
 
     Raises:
         UserError: it cannot be read, or is another network's.
     """
-    if Path(file).suffix != ".safetensors":
+    if isinstance(at(file), StorePath) or Path(file).suffix != ".safetensors":
         check_weights(
             str(file), {name: tuple(v.shape) for name, v in read_weights(file).items()}, stem
         )
@@ -166,7 +166,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
 
 
 def _unreadable(file: str | Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+    reason = getattr(error, "strerror", None) or first_line(error)
     return UserError(f"--weights {file}: cannot be read ({reason}); give a .pth or .safetensors")
 
 
@@ -195,6 +195,6 @@ def imagenet_weights() -> dict[str, Tensor]:
             return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"--weights imagenet: cannot be downloaded ({(str(error).splitlines() or [''])[0]}); "
+            f"--weights imagenet: cannot be downloaded ({first_line(error)}); "
             f"put them at {file} or give --weights a file"
         ) from None

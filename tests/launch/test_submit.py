@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -62,6 +63,17 @@ def test_a_submitted_run_is_shown_and_complete(undisturbed: tuple[RunDirectory, 
         "checkpoints", "config.yaml", "environment.json", "metrics.csv", "model.safetensors",
         "summary.json",
     }  # fmt: skip
+
+
+def test_a_submitted_evaluation_finds_what_the_run_found(
+    cluster: Head, undisturbed: tuple[RunDirectory, str]
+) -> None:
+    run, _ = undisturbed
+    done = submit(cluster, "--image-has-it", "--", "evaluate", str(run.path), "--format", "json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout[done.stdout.index("\n{") :])
+    assert found["accuracy"] == run.read_summary()["test_accuracy"]
+    assert json.loads((run.path / "evaluation-test.json").read_text()) == found
 
 
 def test_a_failing_job_gives_its_own_code(cluster: Head, few_digits: Path, tmp_path: Path) -> None:
