@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 RAY = Path(sys.executable).parent / "ray"
 PORT = 6389
@@ -79,6 +77,8 @@ class Namespaces:
     head_words: tuple[str, ...] = ("--num-cpus=0", "--include-dashboard=false")
     env: dict[str, str] = field(default_factory=dict)
     """Of every host, beside what `environment` says."""
+    subnet: str = "10.213.0"
+    """Clusters that are up at the same time need one each."""
     apart: Path | None = None
     """A folder in which every host finds files of its own; ``folder`` where there is none."""
     tag: str = field(default_factory=lambda: f"cd{os.getpid() % 100_000}")
@@ -87,11 +87,11 @@ class Namespaces:
 
     @property
     def address(self) -> str:
-        return f"10.213.0.1:{PORT}"
+        return f"{self.subnet}.1:{PORT}"
 
     def start_head(self) -> None:
         _ip("link", "add", self.tag, "type", "bridge")
-        _ip("address", "add", "10.213.0.254/24", "dev", self.tag)  # for this process
+        _ip("address", "add", f"{self.subnet}.254/24", "dev", self.tag)  # for this process
         _ip("link", "set", self.tag, "up")
         self._start("--head", f"--port={PORT}", f"--temp-dir={self.apart or self.folder}",
                     *self.head_words)  # fmt: skip
@@ -102,7 +102,7 @@ class Namespaces:
     def _start(self, *words: str) -> None:
         self.made += 1
         name, link = f"{self.tag}n{self.made}", f"{self.tag}v{self.made}"
-        ip = f"10.213.0.{self.made}"
+        ip = f"{self.subnet}.{self.made}"
         _ip("netns", "add", name)
         _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
         _ip("link", "set", link, "master", self.tag, "up")
@@ -152,7 +152,7 @@ class Namespaces:
     def notice(self, name: str, seconds: float) -> None:
         from ray._raylet import GcsClient
 
-        ip = f"10.213.0.{name.rpartition('n')[2]}"
+        ip = f"{self.subnet}.{name.rpartition('n')[2]}"
         for node_id, node in GcsClient(address=self.address).get_all_node_info().items():
             if node.node_manager_address == ip:
                 _drain(self.address, node_id.hex(), seconds)
@@ -171,13 +171,12 @@ class Namespaces:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Namespaces]:
-        """The head, and what is added to it, for as long as this lasts; one on a machine."""
-        with FileLock(Path(tempfile.gettempdir()) / "cifar_dist-hosts.lock"):
-            try:
-                self.start_head()
-                yield self
-            finally:
-                self.stop()
+        """The head, and what is added to it, for as long as this lasts."""
+        try:
+            self.start_head()
+            yield self
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         for name in reversed(list(self.up)):

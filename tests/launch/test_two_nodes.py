@@ -18,6 +18,8 @@ from tests.conftest import ROOT
 from tests.faults.hosts import Namespaces, namespaces_allowed
 
 JOB_SERVER_PORT = 8265
+SUBNET = "10.215.0"
+"""Not that of the clusters whose nodes are killed, which may be up at the same time."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class TwoNodes:
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return subprocess.run(
             [sys.executable, "-m", "launch.submit", "--address",
-             f"http://10.213.0.1:{JOB_SERVER_PORT}", "--image-has-it", "--", *words],
+             f"http://{SUBNET}.1:{JOB_SERVER_PORT}", "--image-has-it", "--", *words],
             cwd=ROOT, env={**env, "RAY_AUTH_TOKEN_PATH": str(self.shared / "token")},
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
@@ -51,10 +53,11 @@ def nodes(few_digits: Path) -> Iterator[TwoNodes]:
         (shared / "token").write_text(os.urandom(24).hex())
         cluster = Namespaces(
             folder,
-            head_words=("--num-cpus=1", "--include-dashboard=true", "--dashboard-host=10.213.0.1",
+            head_words=("--num-cpus=1", "--include-dashboard=true", f"--dashboard-host={SUBNET}.1",
                         f"--dashboard-port={JOB_SERVER_PORT}"),
             env={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(shared / "token"),
                  "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            subnet=SUBNET,
             apart=apart,
         )  # fmt: skip
         with cluster.running():
@@ -71,7 +74,7 @@ def train(nodes: TwoNodes, storage: Path) -> list[str]:
 def test_a_path_that_the_other_node_does_not_see_is_refused(nodes: TwoNodes) -> None:
     done = nodes.submit(*train(nodes, nodes.apart / "runs"))
     assert done.returncode == 2
-    assert f"--storage-path {nodes.apart}/runs: node 10.213.0.2 does not see it" in done.stdout
+    assert f"--storage-path {nodes.apart}/runs: node {SUBNET}.2 does not see it" in done.stdout
 
 
 def test_a_run_spreads_over_both_and_is_complete_on_the_shared_path(nodes: TwoNodes) -> None:
