@@ -94,11 +94,12 @@ def test_evaluation_counts_every_image_once(dataset, split, count, world_size: i
 
 
 def test_training_validation_and_test_images_are_apart(dataset) -> None:
-    module = module_of(dataset)
-    train = set(module._train_members.tolist())
-    validation = set(module._validation_members.tolist())
+    train, validation = (set(dataset.part(name)[1].tolist()) for name in ("train", "val"))
     assert not train & validation
     assert len(train | validation) == dataset.original_images
+    test_images, members = dataset.part("test")
+    assert len(test_images.images) == len(members) == dataset.test_images
+    assert not np.shares_memory(test_images.images, dataset.part("train")[0].images)
 
 
 def test_batches_are_normalised_with_the_training_images_statistics(dataset) -> None:
