@@ -25,7 +25,7 @@ from cifar_dist.config import (
     with_preset,
 )
 from cifar_dist.errors import Interrupted, RunFailed, UserError
-from cifar_dist.evaluate_config import EvaluateConfig
+from cifar_dist.model_config import EvaluateConfig, ExportConfig, ModelConfig, PredictConfig
 from cifar_dist.runs import RunDirectory
 from cifar_dist.search import SearchDirectory
 from cifar_dist.storage import StoreError
@@ -85,8 +85,25 @@ def parse_evaluate(words: Sequence[str]) -> EvaluateConfig:
         UserError: an unknown flag or bad value.
         SystemExit: after ``--help``.
     """
-    names = [field.name for field in dataclasses.fields(EvaluateConfig)]
-    return _parse(words, EvaluateConfig, "evaluate", names)
+    return _parse_model(words, EvaluateConfig, "evaluate")
+
+
+def parse_predict(words: Sequence[str]) -> PredictConfig:
+    """The config that a ``predict`` command line means; raises as `parse_evaluate`."""
+    return _parse_model(words, PredictConfig, "predict")
+
+
+def parse_export(words: Sequence[str]) -> ExportConfig:
+    """The config that an ``export`` command line means; raises as `parse_evaluate`."""
+    return _parse_model(words, ExportConfig, "export")
+
+
+_Model = TypeVar("_Model", bound=ModelConfig)
+
+
+def _parse_model(words: Sequence[str], kind: type[_Model], command: str) -> _Model:
+    names = [field.name for field in dataclasses.fields(kind)]
+    return _parse(words, kind, command, names)
 
 
 def _under_the_flags(

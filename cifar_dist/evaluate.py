@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_dist.cli import parse_evaluate, run_command
 from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.evaluate_config import EvaluateConfig
 from cifar_dist.events import Listener, ignore
 from cifar_dist.launching import shown, with_absolute_paths
+from cifar_dist.model_config import EvaluateConfig
 from cifar_dist.runs import as_json
 from cifar_dist.storage import AnyPath, at, write_atomically
 
@@ -54,7 +54,16 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
         RunFailed: a worker failed, or a file cannot be written.
     """
     file = config.weights_file
-    trained = with_absolute_paths(config.trained())
+    trained = with_absolute_paths(
+        config.trained(
+            num_workers=config.num_workers,
+            use_gpu=config.use_gpu,
+            cpus_per_worker=config.cpus_per_worker,
+            precision=config.precision,
+            wait_for_resources=config.wait_for_resources,
+            verbose=config.verbose,
+        )
+    )
 
     from cifar_dist.data.cache import prepare
     from cifar_dist.data.sources import find_source
@@ -98,7 +107,7 @@ def _logits(
         from cifar_dist.training.shares import logits_of_share
 
         set_seed(trained.seed, trained.deterministic)
-        model = load_trained(where, read_weights(where), trained, dataset)
+        model = load_trained(where, read_weights(where), trained, dataset.about)
         return logits_of_share(model, dataset, config.split, config.batch_size, Share(0, 1))
 
     from safetensors.torch import save

@@ -10,11 +10,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import Interrupted
 from cifar_dist.events import INTERRUPTED, Listener
+from cifar_dist.model_config import ModelConfig
 from cifar_dist.storage import AnyPath, at
+
+if TYPE_CHECKING:
+    from cifar_dist.data.cache import TrainedOn
+    from cifar_dist.model.trained import TrainedModel
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -39,6 +45,36 @@ def check_weights(config: TrainConfig) -> None:
             imagenet_weights()
     elif config.weights != "none":
         check_weights_file(config.weights, config.stem)
+
+
+def model_of(config: ModelConfig, **here: Any) -> tuple[TrainedModel, TrainedOn]:
+    """The model that a config names, on this process's device, and what it was trained on.
+
+    Args:
+        config: names the model.
+        here: how it is used, by setting of `TrainConfig`.
+
+    Raises:
+        UserError: no such model, bad weights, or, where a run does not say itself what it was
+            trained on, no such data.
+    """
+    from cifar_dist.data.cache import TrainedOn, prepare
+    from cifar_dist.data.sources import find_source
+    from cifar_dist.model.resnet import read_weights
+    from cifar_dist.model.trained import load_trained
+    from cifar_dist.training.seeding import set_seed
+
+    file = str(config.weights_file)
+    trained = with_absolute_paths(config.trained(num_workers=0, **here))
+    saved = config.run and config.run.trained_on()
+    if saved:
+        lists = {name: tuple(saved[name]) for name in ("classes", "mean", "std")}
+        about = TrainedOn(name=saved["name"], **lists)
+    else:
+        source = find_source(trained.dataset, str(trained.data_dir))
+        about = prepare(trained.dataset, source).about
+    set_seed(trained.seed, trained.deterministic)
+    return load_trained(file, read_weights(file), trained, about), about
 
 
 def git_commit() -> str | None:

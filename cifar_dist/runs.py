@@ -313,6 +313,13 @@ class RunDirectory(Directory):
         found: str | None = json.loads(self.environment_file.read_text())["dataset_fingerprint"]
         return found
 
+    def trained_on(self) -> dict[str, Any] | None:
+        """Name, classes, mean and std of the data set that the run was started with."""
+        if not self.environment_file.is_file():
+            return None
+        found: dict[str, Any] | None = json.loads(self.environment_file.read_text()).get("dataset")
+        return found
+
     def write_error(self, text: str) -> None:
         """Write ``error.txt``."""
         write_atomically(self.error_file, text.encode())

@@ -16,10 +16,10 @@ from cifar_dist.data.datamodule import Share
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import UserError
 from cifar_dist.evaluate import Evaluated, evaluate
-from cifar_dist.evaluate_config import EvaluateConfig
 from cifar_dist.model.resnet import read_weights
 from cifar_dist.model.scores import score
 from cifar_dist.model.trained import load_trained
+from cifar_dist.model_config import EvaluateConfig
 from cifar_dist.train import Trained, train
 from cifar_dist.training.shares import logits_of_share
 from tests.conftest import run_command
@@ -69,7 +69,7 @@ def test_workers_parts_make_up_the_whole_to_the_bit(
 ) -> None:
     config = EvaluateConfig(model=str(trained.run.path)).trained()
     weights = read_weights(str(trained.run.model_file))
-    model = load_trained("weights", weights, config, dataset)
+    model = load_trained("weights", weights, config, dataset.about)
     whole = logits_of_share(model, dataset, "test", 12, Share(0, 1))
     parts = [
         logits_of_share(model, dataset, "test", 12, Share(rank, workers)) for rank in range(workers)

@@ -13,7 +13,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -50,6 +50,16 @@ def _unwritable_cache(folder: Path, error: OSError) -> UserError:
         f"{folder}: the decoded data set cannot be written there ({error.strerror}); "
         "name another folder in the environment variable CIFAR_DIST_CACHE"
     )
+
+
+class TrainedOn(NamedTuple):
+    """What must be known of a model's data set to use the model."""
+
+    name: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    """Of each channel over the original training images, 0..1."""
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,11 @@ class CachedDataset:
                 f"{smallest}, and {world_size} workers need 2 each, {2 * world_size} in all; "
                 "choose another --batch-size or fewer workers"
             )
+
+    @property
+    def about(self) -> TrainedOn:
+        """What a model that is trained on it must be used with."""
+        return TrainedOn(self.name, self.classes, self.mean, self.std)
 
     def part(self, name: str) -> tuple[LabelledImages, NDArray[np.int64]]:
         """A split's images, mapped, and the numbers of those that belong to it.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_dist.config import TrainConfig
-from cifar_dist.data.cache import CachedDataset
+from cifar_dist.data.cache import TrainedOn
 from cifar_dist.data.transforms import Normalisation
 from cifar_dist.errors import UserError
 from cifar_dist.model.resnet import check_weights, resnet18
@@ -41,7 +41,7 @@ class TrainedModel:
 
 
 def load_trained(
-    where: str, weights: dict[str, Tensor], config: TrainConfig, dataset: CachedDataset
+    where: str, weights: dict[str, Tensor], config: TrainConfig, dataset: TrainedOn
 ) -> TrainedModel:
     """A model with these weights, on the device that the config names.
 
@@ -49,7 +49,7 @@ def load_trained(
         where: the weights' file, for messages.
         weights: by torchvision's names.
         config: stem, image size, precision, device.
-        dataset: what it was trained on: its classes and its normalisation.
+        dataset: what it was trained on.
 
     Raises:
         UserError: the weights are another network's or for other classes, or there is no GPU.

@@ -108,7 +108,13 @@ def fit(
     if rank == 0:
         callbacks.append(StepEvents(listener))
         run.write_environment(
-            {**environment(), "dataset_fingerprint": dataset.fingerprint, **(launched or {})}
+            {
+                **environment(),
+                "dataset_fingerprint": dataset.fingerprint,
+                # So that the model can be used where its data set is not.
+                "dataset": dataset.about._asdict(),
+                **(launched or {}),
+            }
         )
     checkpoints = Checkpoints()
     trainer = pl.Trainer(

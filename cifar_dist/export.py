@@ -1,0 +1,80 @@
+"""``python -m cifar_dist.export``: a model as a file for elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cifar_dist.cli import parse_export, run_command
+from cifar_dist.errors import RunFailed
+from cifar_dist.launching import model_of, shown, with_absolute_paths
+from cifar_dist.model_config import ExportConfig
+from cifar_dist.storage import AnyPath, at, write_atomically
+
+SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "safetensors": ".export.safetensors"}
+TOLERANCE = 1e-3
+"""Largest difference of a logit that is put down to rounding."""
+CHUNK = 250
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` returns."""
+
+    file: AnyPath
+    images: int
+    """Test images that both the model and the file were given."""
+    largest_difference: float
+    """Of a logit."""
+    same_class: int
+    """Images that both take for the same."""
+
+
+def export(config: ExportConfig) -> Exported:
+    """Write a model to a file, having compared the file's answers with the model's own.
+
+    Raises:
+        UserError: no such model, bad weights or data, or a format whose packages are missing.
+        RunFailed: the file would answer otherwise (it is not kept), or cannot be written.
+    """
+    import torch
+
+    from cifar_dist.data.cache import prepare
+    from cifar_dist.data.sources import find_source
+    from cifar_dist.model.exported import exported
+
+    model, about = model_of(config, use_gpu=False, precision="32")
+    trained = with_absolute_paths(config.trained())
+    dataset = prepare(trained.dataset, find_source(trained.dataset, str(trained.data_dir)))
+    content, answer = exported(model, about, config.format)
+
+    images, members = dataset.part("test")
+    chosen = torch.from_numpy(images.images.take(members[: config.check_images], axis=0))
+    with torch.inference_mode():
+        pairs = [(model.logits(part), answer(part)) for part in chosen.split(CHUNK)]
+    ours, theirs = (torch.cat(logits) for logits in zip(*pairs, strict=True))
+    largest = float((ours - theirs).abs().max())
+    same = int((ours.argmax(1) == theirs.argmax(1)).sum())
+    source = config.weights_file
+    default = source.with_name(source.name.rpartition(".")[0] + SUFFIXES[config.format])
+    file = at(config.output) if config.output else default
+    if not largest <= TOLERANCE:
+        raise RunFailed(
+            f"{file}: was not written: its logits differ from the model's by up to {largest:.2g}"
+        )
+    write_atomically(file, content)
+    return Exported(file, len(chosen), largest, same)
+
+
+def main(words: list[str]) -> None:
+    """Parse, export, and print how the file compares."""
+    config = parse_export(words)
+    found = export(config)
+    print(
+        f"{shown(found.file)}: on {found.images:,} test images the largest difference of a logit "
+        f"is {found.largest_difference:.2g}; {found.same_class:,} of {found.images:,} get the same "
+        "class"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
