@@ -155,7 +155,8 @@ def _text(evaluated: Evaluated) -> str:
         confusion.to_string(),
     ]
     if evaluated.files:
-        lines.append(f"files: {' '.join(str(shown(file)) for file in evaluated.files)}")
+        names = " ".join(file.name for file in evaluated.files)
+        lines.append(f"files in {shown(evaluated.files[0].parent)}: {names}")
     return "\n".join(lines)
 
 

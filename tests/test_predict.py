@@ -108,8 +108,12 @@ def test_standard_input_is_an_image_or_names_of_images(trained: Trained, picture
     by_name = ask("\n".join(names).encode())
     assert [each["image"] for each in by_name] == names
     alone = ask((pictures / "000.png").read_bytes())
-    assert alone == [{"image": "-", "classes": by_name[0]["classes"]}]
-    assert len(alone[0]["classes"]) == 2
+    assert [each["image"] for each in alone] == ["-"]
+    first, second = alone[0]["classes"], by_name[0]["classes"]
+    assert [each["class"] for each in first] == [each["class"] for each in second]
+    odds = [[each["probability"] for each in classes] for classes in (first, second)]
+    assert odds[0] == pytest.approx(odds[1], abs=1e-6)  # batches of one and of two
+    assert len(odds[0]) == 2
 
 
 @pytest.mark.parametrize(

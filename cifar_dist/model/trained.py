@@ -67,7 +67,7 @@ def load_trained(
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     return TrainedModel(
-        network.to(device).eval(),
+        network.to(device).eval().requires_grad_(False),
         Normalisation(dataset.mean, dataset.std, config.image_size),
         device,
         config.precision,
