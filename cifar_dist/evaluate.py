@@ -155,8 +155,8 @@ def _text(evaluated: Evaluated) -> str:
         confusion.to_string(),
     ]
     if evaluated.files:
-        names = " ".join(file.name for file in evaluated.files)
-        lines.append(f"files in {shown(evaluated.files[0].parent)}: {names}")
+        written = " ".join(file.name for file in evaluated.files)
+        lines.append(f"files in {shown(evaluated.files[0].parent)}: {written}")
     return "\n".join(lines)
 
 
