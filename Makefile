@@ -20,8 +20,9 @@ $(VENV)/ready: constraints.txt pyproject.toml
 train: setup  ## a first run: handwritten digits, two workers, a minute or two
 	$(BIN)/python -m cifar_dist.train --dataset digits --num-workers 2 --max-epochs 6
 
+# One thread each: threads of two processes that wait for each other on two cores take ten times as long.
 test: check  ## everything that must hold before a commit
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

@@ -50,7 +50,7 @@ def test_help_loads_neither_torch_nor_ray(command: str, flags: list[str]) -> Non
         assert flag in done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "tune"])
+@pytest.mark.parametrize("command", ["train", "tune", "evaluate", "predict", "export"])
 def test_help_takes_under_a_second(command: str) -> None:
     def once() -> float:
         began = time.monotonic()

@@ -5,9 +5,11 @@ A change for speed must not change what is computed, but for rounding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.training.small import TrainFew
 
@@ -19,6 +21,16 @@ GOLDEN = {
 before the optimizers were fused and malloc was told to keep memory."""
 
 
+@pytest.fixture
+def _two_threads() -> Iterator[None]:
+    """As many as the losses were taken with: their number decides how convolutions round."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize("optimizer", GOLDEN)
 def test_losses_are_what_they_were(
     train_few: TrainFew, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
