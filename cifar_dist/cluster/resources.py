@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cifar_dist.cluster.session import started_here
@@ -96,15 +97,21 @@ def _wait_for(
 def autoscales() -> bool:
     """Whether somebody adds nodes to the cluster that this process is connected to.
 
-    Nodes that an autoscaler of Ray's may have started carry their cloud's name of them; those of
-    a plain ``ray start`` do not.
+    Ray's autoscaler (of either version) reports, but so does the one of a plain ``ray start``,
+    which adds nothing; there, nodes carry no cloud's name of them. Where Kubernetes made them they
+    do, and an autoscaler that is switched off reports nothing.
     """
     if started_here():
         return False
     from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.experimental.internal_kv import _internal_kv_get
 
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    return any(node.instance_id for node in [*status.active_nodes, *status.idle_nodes])
+    reports = int(status.stats.autoscaler_version or 0) or _internal_kv_get(
+        DEBUG_AUTOSCALING_STATUS
+    )
+    nodes = [*status.active_nodes, *status.idle_nodes]
+    return bool(reports) and any(node.instance_id for node in nodes)
 
 
 def refuse_unplaceable(

@@ -51,12 +51,13 @@ class Head:
 
 
 @contextlib.contextmanager
-def head(cpus: int = 2, grows: bool = False) -> Iterator[Head]:
+def head(cpus: int = 2, grows: bool = False, made_by_kubernetes: bool = False) -> Iterator[Head]:
     """A head on the loopback interface, with a token of its own, for as long as this lasts.
 
     Args:
         cpus: the head's.
         grows: run Ray's autoscaler, with its provider that starts nodes of 2 CPUs on this machine.
+        made_by_kubernetes: start it as KubeRay does where no autoscaler is asked for.
     """
     # Short: names of sockets are.
     with tempfile.TemporaryDirectory(prefix="cd", ignore_cleanup_errors=True) as name:
@@ -74,6 +75,9 @@ def head(cpus: int = 2, grows: bool = False) -> Iterator[Head]:
             env |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
                     "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
                     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}  # fmt: skip
+        if made_by_kubernetes:
+            autoscaling = ["--no-monitor"]
+            env |= {"RAY_CLOUD_INSTANCE_ID": "pod-1", "RAY_NODE_TYPE_NAME": "headgroup"}
         ray = subprocess.Popen(
             [RAY, "start", "--head", "--block", "--disable-usage-stats", f"--num-cpus={cpus}",
              "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=true",

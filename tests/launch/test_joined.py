@@ -59,6 +59,14 @@ def test_what_never_comes_is_waited_for_as_long_as_asked(growing: Head, tmp_path
     assert "waiting" not in done.stdout
 
 
+def test_kubernetes_nodes_without_an_autoscaler_are_refused_at_once(tmp_path: Path) -> None:
+    with head(cpus=1, made_by_kubernetes=True) as fixed:
+        done = train(fixed, tmp_path, "--dataset", "digits", "--num-workers", "9")
+    assert done.returncode == 2
+    assert "waiting" not in done.stdout
+    assert "--num-workers 9: needs 9 x (1 CPU), and the cluster has 1 CPU" in done.stderr
+
+
 def test_a_cluster_that_grows_is_waited_for(
     growing: Head, few_digits: Path, tmp_path: Path
 ) -> None:
