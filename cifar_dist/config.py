@@ -106,6 +106,8 @@ class TrainConfig:
     """Epochs between two checkpoints, or steps, e.g. 200s."""
     max_failures: int = 3
     """Restarts before the run fails."""
+    logger: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    """Also tell a tracker of each epoch, by Lightning's logger for it (an extra of that name)."""
     wait_for_resources: str = "10m"
     """How long a cluster that grows by itself is waited for when it has too little: seconds, or
     90s, 10m, 2h; 0 for not at all."""
@@ -249,6 +251,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "checkpoint_every",
         "max_failures",
         "wait_for_resources",
+        "logger",
         "on_nonfinite",
         "verbose",
     }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_dist.cli import parse_evaluate, run_command
@@ -14,7 +16,7 @@ from cifar_dist.events import Listener, ignore
 from cifar_dist.launching import shown, with_absolute_paths
 from cifar_dist.model_config import EvaluateConfig
 from cifar_dist.runs import as_json
-from cifar_dist.storage import AnyPath, at, write_atomically
+from cifar_dist.storage import AnyPath, at, delete_folder, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
 
     from cifar_dist.config import TrainConfig
     from cifar_dist.data.cache import CachedDataset
+    from cifar_dist.data.sources import LabelledImages
     from cifar_dist.model.scores import Scores
+
+
+HARDEST = 24
+"""Images that are written as files."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,9 @@ class Evaluated:
     dataset: str
     split: str
     scores: Scores
-    files: tuple[AnyPath, ...]
-    """What was written."""
+    folder: AnyPath | None
+    """Where ``evaluation-<split>.json`` and ``.csv`` were written, and, on a disk, the images that
+    were the hardest, in ``hardest-<split>/``."""
 
     def to_dict(self) -> dict[str, Any]:
         """What ``evaluation-<split>.json`` holds."""
@@ -85,12 +93,11 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
     images, members = dataset.part(config.split)
     scores = score(logits, images.labels[members], dataset.classes)
     folder = at(config.output) if config.output else run.path if run else None
-    names = [f"evaluation-{config.split}.{kind}" for kind in ("json", "csv")] if folder else []
-    evaluated = Evaluated(
-        file, dataset.name, config.split, scores, tuple(folder / name for name in names if folder)
-    )
+    evaluated = Evaluated(file, dataset.name, config.split, scores, folder)
     if folder:
         _write(folder, evaluated)
+        if isinstance(folder, Path):
+            _write_hardest(folder, config.split, logits, images, members, dataset.classes)
     return evaluated
 
 
@@ -129,9 +136,31 @@ def _write(folder: AnyPath, evaluated: Evaluated) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be made ({error.strerror})") from None
-    for file in evaluated.files:
-        content = as_json(evaluated.to_dict()) if file.name.endswith(".json") else _csv(evaluated)
-        write_atomically(file, content)
+    write_atomically(folder / f"evaluation-{evaluated.split}.json", as_json(evaluated.to_dict()))
+    write_atomically(folder / f"evaluation-{evaluated.split}.csv", _csv(evaluated))
+
+
+def _write_hardest(
+    folder: Path,
+    split: str,
+    logits: NDArray[np.float32],
+    images: LabelledImages,
+    members: NDArray[np.int64],
+    classes: tuple[str, ...],
+) -> None:
+    """Write the images whose label the model found the least probable, the hardest first."""
+    import torch
+    from PIL import Image
+
+    labels = images.labels[members]
+    log_odds = torch.from_numpy(logits).double().log_softmax(dim=1).numpy()
+    found = log_odds[range(len(labels)), labels]
+    into = folder / f"hardest-{split}"
+    delete_folder(into)  # another model's
+    into.mkdir()
+    for place, number in enumerate(found.argsort(kind="stable")[:HARDEST], start=1):
+        pixels = images.images[members[number]].transpose(1, 2, 0)
+        Image.fromarray(pixels).save(into / f"{place:02}-{classes[labels[number]]}.png")
 
 
 def _csv(evaluated: Evaluated) -> bytes:
@@ -139,12 +168,12 @@ def _csv(evaluated: Evaluated) -> bytes:
     return text.encode()
 
 
-def _text(evaluated: Evaluated) -> str:
+def _text(evaluated: Evaluated, model: str) -> str:
     import pandas as pd
 
     scores = evaluated.scores
-    names = list(scores.per_class["class"])
-    confusion = pd.DataFrame(scores.confusion, names, [name[:5] for name in names])
+    classes = list(scores.per_class["class"])
+    confusion = pd.DataFrame(scores.confusion, classes, [name[:5] for name in classes])
     lines = [
         f"{shown(evaluated.weights_file)} on {scores.images:,} {evaluated.split} images of "
         f"{evaluated.dataset}:",
@@ -154,9 +183,15 @@ def _text(evaluated: Evaluated) -> str:
         "confusion, a row for each label, a column for each answer:",
         confusion.to_string(),
     ]
-    if evaluated.files:
-        written = " ".join(file.name for file in evaluated.files)
-        lines.append(f"files in {shown(evaluated.files[0].parent)}: {written}")
+    if (folder := evaluated.folder) is not None:
+        names = [f"evaluation-{evaluated.split}.json", f"evaluation-{evaluated.split}.csv"]
+        hardest = folder / f"hardest-{evaluated.split}"
+        if isinstance(hardest, Path):
+            names.append(f"{hardest.name}/")
+        lines.append(f"files in {shown(folder)}: {' '.join(names)}")
+        if isinstance(hardest, Path):
+            words = [model, str(shown(hardest)), "--top", "3"]
+            lines.append(f"next: {shlex.join(['python', '-m', 'cifar_dist.predict', *words])}")
     return "\n".join(lines)
 
 
@@ -174,7 +209,7 @@ def main(words: list[str]) -> None:
     elif config.format == "csv":
         print(_csv(evaluated).decode(), end="")
     else:
-        print(_text(evaluated))
+        print(_text(evaluated, config.model))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,11 @@ from cifar_dist.model_config import ExportConfig
 from cifar_dist.storage import AnyPath, at, write_atomically
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "safetensors": ".export.safetensors"}
+LOADING = {
+    "torch": "torch.export.load('{file}').module()(images), images [n, 3, 32, 32] uint8",
+    "onnx": "onnxruntime.InferenceSession('{file}').run(['logits'], {{'images': images}})",
+    "safetensors": "safetensors.torch.load_file('{file}'), torchvision's names behind 'network.'",
+}
 TOLERANCE = 1e-3
 """Largest difference of a logit that is put down to rounding."""
 CHUNK = 250
@@ -74,6 +79,7 @@ def main(words: list[str]) -> None:
         f"is {found.largest_difference:.2g}; {found.same_class:,} of {found.images:,} get the same "
         "class"
     )
+    print(f"to load it: {LOADING[config.format].format(file=shown(found.file))}")
 
 
 if __name__ == "__main__":

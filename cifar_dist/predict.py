@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from cifar_dist.model.trained import TrainedModel
 
 STANDARD_INPUT = "-"
+EXPORT = ("python", "-m", "cifar_dist.export")
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def main(words: list[str]) -> None:
         f"{done:,} images, {wrong:,} errors; {done / seconds:,.0f} images/s",
         file=sys.stderr,
     )
+    print(f"next: {shlex.join([*EXPORT, config.model])}", file=sys.stderr)
     if wrong:
         sys.stdout.flush()
         sys.exit(1)

@@ -30,6 +30,7 @@ from cifar_dist.launching import (
 from cifar_dist.runs import Outcome, RunDirectory
 
 COMMAND = "python -m cifar_dist.train"
+EVALUATE = ("python", "-m", "cifar_dist.evaluate")
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def _results(trained: Trained, config: TrainConfig) -> list[str]:
         f"(val_accuracy {summary['val_accuracy']:.4f})",
         f"done in {duration(summary['seconds'])}, {summary['restarts']} restarts",
         f"files in {shown(trained.run.path)}: {files_in(trained.run.path)}",
-        f"next: {_next_command(config, trained.run, more)}",
+        f"to train on: {_next_command(config, trained.run, more)}",
+        f"next: {shlex.join([*EVALUATE, str(shown(trained.run.path))])}",
     ]
 
 

@@ -19,7 +19,8 @@ from cifar_dist.evaluate import Evaluated, evaluate
 from cifar_dist.model.resnet import read_weights
 from cifar_dist.model.scores import score
 from cifar_dist.model.trained import load_trained
-from cifar_dist.model_config import EvaluateConfig
+from cifar_dist.model_config import EvaluateConfig, PredictConfig
+from cifar_dist.predict import predict
 from cifar_dist.train import Trained, train
 from cifar_dist.training.shares import logits_of_share
 from tests.conftest import run_command
@@ -61,6 +62,12 @@ def test_files_hold_what_is_returned(trained: Trained) -> None:
     table = pd.read_csv(trained.run.path / "evaluation-test.csv")
     assert list(table) == ["class", "images", "precision", "recall", "f1"]
     assert table["images"].sum() == 40
+    hardest = sorted((trained.run.path / "hardest-test").iterdir())
+    assert len(hardest) == 24
+    assert hardest[0].name.startswith("01-")
+    # The right class is the least probable for the first: the model takes it for another.
+    first = next(predict(PredictConfig(model=str(trained.run.path), images=(str(hardest[0]),))))
+    assert first.classes[0][0] != hardest[0].stem.removeprefix("01-")
 
 
 @pytest.mark.parametrize("workers", [2, 3, 5])

@@ -88,7 +88,8 @@ def test_a_folder_with_broken_files_is_done_but_for_them(
     done = run_command(tmp_path, str(trained.run.path), "many", module="cifar_dist.predict")
     assert done.code == 1
     assert len(done.out.splitlines()) == 990
-    *errors, summary = done.err.splitlines()
+    *errors, summary, after = done.err.splitlines()
+    assert after.startswith("next: python -m cifar_dist.export ")
     assert len(errors) == 10
     assert all(line.startswith("error: many/0") for line in errors)
     assert summary.startswith("990 images, 10 errors; ")

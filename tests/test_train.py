@@ -66,7 +66,8 @@ def test_a_run_prints_what_matters_and_exits_0(main_job: tuple[Path, Finished]) 
     assert f"run {run.relative_to(folder)}" in lines
     summary = json.loads((run / "summary.json").read_text())
     assert f"test accuracy {summary['test_accuracy']:.4f}" in done.out
-    assert lines[-1].startswith("next: python -m cifar_dist.train ")
+    assert lines[-2].startswith("to train on: python -m cifar_dist.train ")
+    assert lines[-1].startswith("next: python -m cifar_dist.evaluate runs/")
     environment = json.loads((run / "environment.json").read_text())
     assert environment["command"].endswith("--data-dir data --name first")
 

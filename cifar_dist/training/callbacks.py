@@ -126,6 +126,8 @@ class Record(Checkpoint):
             self._restore_model_file()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:  # only what a run keeps: trackers refuse to change it
+            logger.log_hyperparams(self.config.computes())
         # Where an epoch is gone on with, its start is not told.
         self._epoch_started = time.perf_counter() - self._seconds_before
         if self._ranks:
@@ -200,6 +202,8 @@ class Record(Checkpoint):
             if best:
                 write_atomically(self.run.model_file, weights)
             self.run.write_metrics(self.history)
+        for logger in trainer.loggers:
+            logger.log_metrics({k: float(v) for k, v in row.items()}, step=trainer.global_step)
         self.report(row)
         if order is Order.STOP:
             raise Interrupted

@@ -39,6 +39,7 @@ from cifar_dist.training.environment import environment
 from cifar_dist.training.memory import freed_memory_kept
 from cifar_dist.training.nonfinite import SkipNonFinite, StopOnNonFinite
 from cifar_dist.training.seeding import set_seed
+from cifar_dist.training.trackers import make_logger
 
 
 def fit(
@@ -127,7 +128,7 @@ def fit(
         callbacks=callbacks,
         use_distributed_sampler=False,  # the data module shards, and counts each image once
         num_sanity_val_steps=0,
-        logger=False,
+        logger=(make_logger(config, run) if rank == 0 else None) or False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
