@@ -5,7 +5,7 @@ UV := 0.13.9
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: setup train test bench check format constraints
+.PHONY: setup train test bench check docs format constraints
 
 setup: $(VENV)/ready  ## install into .venv, at the versions and hashes of constraints.txt
 
@@ -29,6 +29,9 @@ check: setup  ## format, lint, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup  ## docs/flags.md, from the settings' declarations
+	$(BIN)/python docs/generate.py
 
 format: setup  ## put code into shape
 	$(BIN)/ruff format .

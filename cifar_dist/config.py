@@ -97,7 +97,8 @@ class TrainConfig:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When a step's loss is not finite: stop the run, or skip that update and go on."""
     storage_path: str = "runs"
-    """Folder that run directories are made in; on a cluster one that all nodes share."""
+    """Folder that run directories are made in, on a cluster one that all nodes share; or an object
+    store, e.g. s3://bucket/runs."""
     name: str | None = None
     """Name of the run's directory (default: made from dataset and time)."""
     resume: bool = False
