@@ -109,6 +109,8 @@ class TrainConfig:
     wait_for_resources: str = "10m"
     """How long a cluster that grows by itself is waited for when it has too little: seconds, or
     90s, 10m, 2h; 0 for not at all."""
+    report: bool = True
+    """Draw report.html at the end."""
     verbose: bool = False
     """Show what Ray, Lightning and torch print."""
 
@@ -250,6 +252,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "max_failures",
         "wait_for_resources",
         "on_nonfinite",
+        "report",
         "verbose",
     }
 )
