@@ -26,6 +26,7 @@ from cifar_dist.config import (
 )
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.evaluate_config import EvaluateConfig
+from cifar_dist.report_config import ReportConfig
 from cifar_dist.runs import RunDirectory
 from cifar_dist.search import SearchDirectory
 from cifar_dist.storage import StoreError
@@ -87,6 +88,17 @@ def parse_evaluate(words: Sequence[str]) -> EvaluateConfig:
     """
     names = [field.name for field in dataclasses.fields(EvaluateConfig)]
     return _parse(words, EvaluateConfig, "evaluate", names)
+
+
+def parse_report(words: Sequence[str]) -> ReportConfig:
+    """The config that a ``report`` command line means.
+
+    Raises:
+        UserError: an unknown flag or bad value.
+        SystemExit: after ``--help``.
+    """
+    names = [field.name for field in dataclasses.fields(ReportConfig)]
+    return _parse(words, ReportConfig, "report", names)
 
 
 def _under_the_flags(

@@ -31,7 +31,7 @@ def trained(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Train
     storage = tmp_path_factory.mktemp("runs")
     return train(
         TrainConfig(data_dir=str(few_digits), num_workers=0, batch_size=24, flip=0.0,
-                    max_epochs=3, lr=3e-4, storage_path=str(storage), name="run")
+                    max_epochs=3, lr=3e-4, report=False, storage_path=str(storage), name="run")
     )  # fmt: skip
 
 

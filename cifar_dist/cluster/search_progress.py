@@ -41,7 +41,7 @@ class SearchDisplay:
             if self.stream.isatty():
                 self._open()
             return
-        if event["kind"] == "waiting":
+        if event["kind"] in ("waiting", "warning"):
             self.line(event["message"])
             return
         before = self._trials.get(event["trial_id"], {}).get("status")

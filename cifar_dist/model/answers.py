@@ -39,23 +39,26 @@ class Answers:
         logits: NDArray[np.float32],
         labels: NDArray[np.uint8],
         images: NDArray[np.uint8],
+        members: NDArray[np.int64],
     ) -> Answers:
         """The answers, with the pictures of the surest mistakes picked out.
 
         Args:
-            images: ``[n, 3, H, W]``, all of the split's.
+            images: ``[all, 3, H, W]``, of which only those pictures are touched.
+            members: ``[n]`` which of them are the split's.
         """
         answers = logits.argmax(axis=1)
         wrong = np.flatnonzero(answers != labels)
         sure = confidences(logits[wrong])
         mistakes = wrong[np.argsort(-sure, kind="stable")][:MISTAKES_KEPT]
-        pictures = np.ascontiguousarray(images[mistakes])
+        pictures = np.ascontiguousarray(images[members[mistakes]])
         return cls(split, epoch, classes, logits, labels, mistakes, pictures)
 
     @property
     def answers(self) -> NDArray[np.int64]:
         """``[n]`` numbers of the classes that were answered."""
-        return self.logits.argmax(axis=1)
+        found: NDArray[np.int64] = self.logits.argmax(axis=1)
+        return found
 
     def to_bytes(self) -> bytes:
         """A safetensors file."""

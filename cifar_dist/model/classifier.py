@@ -146,7 +146,7 @@ class Classifier(pl.LightningModule):
         self.tested = self.totals_of("test").compute()
 
     def _evaluate(self, stage: str, batch: Batch) -> Tensor:
-        logits = self.network(batch.images)
+        logits: Tensor = self.network(batch.images)
         loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=PADDING)
         self.totals_of(stage).update(loss_sum, logits, batch.labels)
         return logits

@@ -355,6 +355,7 @@ class KeepAnswers(Callback):
             logits,
             images.labels[members],
             images.images,
+            members,
         )
         write_atomically(self.run.answers_file, answers.to_bytes())
 

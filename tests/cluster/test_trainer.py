@@ -30,7 +30,7 @@ from tests.training.test_fit import without_timing
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-SMALL = {"max_epochs": 2, "batch_size": 43, "num_workers": 2}
+SMALL = {"max_epochs": 2, "batch_size": 43, "num_workers": 2, "report": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,6 +81,7 @@ def test_a_run_of_two_workers_is_complete(undisturbed: Trained) -> None:
         "checkpoints",
         "model.safetensors",
         "summary.json",
+        "test-answers.safetensors",
     }
 
 
