@@ -377,7 +377,7 @@ import sys
 from cifar_dist.report import report
 report([sys.argv[1]], sys.argv[2])
 loaded = {"torch", "ray", "lightning", "torchmetrics"} & set(sys.modules)
-sys.exit(" ".join(loaded))
+sys.exit(" ".join(loaded) or 0)
 """
     words = [sys.executable, "-c", code, str(run.path), str(folder / "lean.html")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
