@@ -15,7 +15,7 @@ from cifar_dist.reports.page import Page, Section, Table, cell, in_time, names_a
 from cifar_dist.search import SearchDirectory
 from cifar_dist.spaces import Domain, Space
 from cifar_dist.storage import AnyPath
-from cifar_dist.tune_config import DEFAULT_MAX_EPOCHS, TuneConfig
+from cifar_dist.tune_config import DEFAULT_MAX_EPOCHS, TuneConfig, tune_setting_names
 
 FEWEST_TRIALS = 10
 """Trials with results below which no importance is told."""
@@ -46,22 +46,7 @@ def search_page(directory: SearchDirectory) -> Page:
         ]
     if len(trials):
         sections += [_saved(trials, config, summary), _table(trials, space, config, best_trial)]
-    sections.append(
-        Section(
-            "Settings",
-            ["What differs from the default is bold. The space below is what was searched."],
-            tables=[
-                names_and_values("Settings", config.to_dict(), _ordinary(config).to_dict()),
-                names_and_values(
-                    "Space",
-                    {
-                        name: f"{each.kind} {', '.join(map(str, each.values))}"
-                        for name, each in space.domains.items()
-                    },
-                ),
-            ],
-        )
-    )
+    sections.append(_settings(config, space))
     return Page(
         title=directory.name,
         subtitle=f"Search: {', '.join(space.domains)} ({config.search}) on {config.train.dataset}",
@@ -69,6 +54,22 @@ def search_page(directory: SearchDirectory) -> Page:
         facts=_facts(summary, config),
         sections=sections,
     )
+
+
+def _settings(config: TuneConfig, space: Space) -> Section:
+    ordinary = _ordinary(config).to_dict()
+    own = {name: getattr(config, name) for name in tune_setting_names()}
+    shared = {k: v for k, v in config.train.to_dict().items() if k not in space.domains}
+    searched = {
+        name: f"{each.kind} {', '.join(map(str, each.values))}"
+        for name, each in space.domains.items()
+    }
+    tables = [
+        names_and_values("What was searched", searched),
+        names_and_values("Settings of the search", own, ordinary),
+        names_and_values("Settings that all trials share", shared, ordinary),
+    ]
+    return Section("Settings", ["What differs from the default is bold."], tables=tables)
 
 
 def _ordinary(config: TuneConfig) -> TuneConfig:
