@@ -327,7 +327,7 @@ def accuracy_by_epoch(
         kinds: list[tuple[str, dict[str, Any], bool]] = [
             (f"best ({best_trial})", {"color": BEST, "linewidth": 2.6}, best_trial is not None),
             ("completed", {"color": SERIES[0]}, "completed" in counts),
-            ("stopped or unfinished", {"color": MUTED, "alpha": 0.6, "marker": "x"},
+            ("not completed", {"color": MUTED, "alpha": 0.6, "marker": "x"},
              bool(set(counts.index) - {"completed"})),
         ]  # fmt: skip
         for label, style, shown in kinds:

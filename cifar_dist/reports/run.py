@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from typing import Any
 
 import numpy as np
@@ -226,7 +227,7 @@ def _answers(
     if not run.model_file.is_file():
         return None, "There are no weights to measure: no model.safetensors in the run's directory."
     if not measure:
-        again = f"python -m cifar_dist.report {run.path}"
+        again = f"python -m cifar_dist.report {shlex.quote(str(run.path))}"
         return None, f"Classes and mistakes are not measured yet; {again} does."
     try:
         return _measured(run, config, summary, data_dir), ""
