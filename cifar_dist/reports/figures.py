@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-INK, MUTED, GRID, ON_HUE = "#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04"
-"""Stand-ins for text, quiet text, lines of the grid, and text on a filled `HUE`."""
+INK, MUTED, GRID = "#0a0a01", "#0a0a02", "#0a0a03"
+"""Stand-ins for text, quiet text, and lines of the grid."""
 HUE, BEST = "#0a0a05", "#0a0a06"
 SERIES = ("#0a0a11", "#0a0a12", "#0a0a13", "#0a0a14", "#0a0a15", "#0a0a16", "#0a0a17", "#0a0a18")
 """Stand-ins for the colours of things that are told apart."""
@@ -34,7 +34,6 @@ _VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
     GRID: "--grid",
-    ON_HUE: "--on-hue",
     HUE: "--hue",
     BEST: "--best",
     **{colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)},
@@ -277,8 +276,8 @@ def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> list[Drawing
             annot=counts, fmt="d", annot_kws={"size": size},
             xticklabels=list(classes), yticklabels=list(classes),
         )  # fmt: skip
-        for text, share, count in zip(axes.texts, shares.flat, counts.flat, strict=True):
-            text.set_color(ON_HUE if share > 0.5 else INK if count else MUTED)
+        for text, count in zip(axes.texts, counts.flat, strict=True):
+            text.set_color(INK if count else MUTED)
         axes.set_xlabel("answer")
         axes.set_ylabel("label")
         axes.tick_params(axis="x", rotation=45)
@@ -292,7 +291,8 @@ def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> list[Drawing
 
 def _shades(colour: str, steps: int = 101) -> Iterator[tuple[float, ...]]:
     red, green, blue = mpl.colors.to_rgb(colour)
-    return ((red, green, blue, alpha**0.8) for alpha in np.linspace(0, 1, steps))
+    # Not all the way, so that the page's own ink can be read on all of them.
+    return ((red, green, blue, 0.65 * share**0.8) for share in np.linspace(0, 1, steps))
 
 
 # --- searches --------------------------------------------------------------------------------
