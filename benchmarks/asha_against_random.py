@@ -61,6 +61,7 @@ def measure(folder: Path, seed: int, scheduler: str) -> dict[str, Any]:
     settings = {
         **SETTINGS,
         "data_dir": str(folder),
+        "report": False,
         "storage_path": str(folder),
         "name": f"{scheduler}-{seed}",
         "seed": seed,

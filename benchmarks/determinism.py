@@ -23,7 +23,7 @@ def images_per_second(settings: dict[str, Any], deterministic: bool) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             **settings, num_workers=0, max_epochs=2, deterministic=deterministic,
-            storage_path=folder, checkpoint_every=2,
+            storage_path=folder, checkpoint_every=2, report=False,
         )  # fmt: skip
         rate = train(config).outcome.history[1]["images_per_second"]
         return {"images_per_second": float(rate)}

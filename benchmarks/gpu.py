@@ -50,7 +50,8 @@ def project(folder: Path, device: str, settings: dict[str, Any], *more: str) -> 
         words = [
             sys.executable, "-m", "cifar_dist.train", "--data-dir", str(folder),
             "--num-workers", "0", "--max-epochs", str(EPOCHS), "--name", "run",
-            "--storage-path", runs, "--checkpoint-every", str(EPOCHS), "--no-deterministic",
+            "--storage-path", runs, "--no-report", "--checkpoint-every", str(EPOCHS),
+            "--no-deterministic",
             *(["--use-gpu"] if device != "cpu" else []), *flags(settings), *more,
         ]  # fmt: skip
         output(words)

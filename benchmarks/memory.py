@@ -105,7 +105,7 @@ def project(workers: int) -> None:
     trainer.train_on_ray = functools.partial(trainer.train_on_ray, worker=measured_worker)
     config = TrainConfig(
         data_dir=os.environ["CIFAR_DIST_DATA"], num_workers=workers, max_epochs=1,
-        storage_path=os.environ[FOLDER], name="run",
+        storage_path=os.environ[FOLDER], name="run", report=False,
     )  # fmt: skip
     with contextlib.suppress(RunFailed):
         train(config)

@@ -76,7 +76,7 @@ def project(folder: str, workers: int) -> None:
     main(
         [
             "--data-dir", folder, "--num-workers", str(workers), "--max-epochs", "1",
-            "--storage-path", os.environ[FOLDER], "--name", "run",
+            "--storage-path", os.environ[FOLDER], "--name", "run", "--no-report",
         ]
     )  # fmt: skip
 

@@ -45,7 +45,7 @@ def command(folder: Path, runs: str, workers: int, threads: int, deterministic: 
     """The arguments of ``cifar_dist.train``."""
     return [
         "--data-dir", str(folder), f"--num-workers={workers}", f"--max-epochs={EPOCHS}",
-        "--name=run", "--storage-path", runs, f"--checkpoint-every={EPOCHS}",
+        "--name=run", "--storage-path", runs, "--no-report", f"--checkpoint-every={EPOCHS}",
         f"--cpus-per-worker={threads}",
         "--deterministic" if deterministic else "--no-deterministic",
     ]  # fmt: skip

@@ -48,6 +48,7 @@ def project(folder: Path) -> None:
         "dataset": "digits",
         "num_samples": TRIALS,
         "max_epochs": 1,
+        "report": False,
         "storage_path": str(folder),
         "name": "search",
     }

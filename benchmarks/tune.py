@@ -31,7 +31,7 @@ def project(folder: Path) -> dict[str, float]:
 
     settings = {
         "dataset": "digits", "num_samples": TRIALS, "max_epochs": EPOCHS, "scheduler": "none",
-        "storage_path": str(folder), "name": "search", "max_concurrent": SLOTS,
+        "report": False, "storage_path": str(folder), "name": "search", "max_concurrent": SLOTS,
     }  # fmt: skip
     began = time.time()
     searched = search(make_tune_config(settings))

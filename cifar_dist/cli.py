@@ -26,6 +26,7 @@ from cifar_dist.config import (
 )
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.model_config import EvaluateConfig, ExportConfig, ModelConfig, PredictConfig
+from cifar_dist.report_config import ReportConfig
 from cifar_dist.runs import RunDirectory
 from cifar_dist.search import SearchDirectory
 from cifar_dist.storage import StoreError
@@ -104,6 +105,17 @@ _Model = TypeVar("_Model", bound=ModelConfig)
 def _parse_model(words: Sequence[str], kind: type[_Model], command: str) -> _Model:
     names = [field.name for field in dataclasses.fields(kind)]
     return _parse(words, kind, command, names)
+
+
+def parse_report(words: Sequence[str]) -> ReportConfig:
+    """The config that a ``report`` command line means.
+
+    Raises:
+        UserError: an unknown flag or bad value.
+        SystemExit: after ``--help``.
+    """
+    names = [field.name for field in dataclasses.fields(ReportConfig)]
+    return _parse(words, ReportConfig, "report", names)
 
 
 def _under_the_flags(

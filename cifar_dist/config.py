@@ -112,6 +112,8 @@ class TrainConfig:
     wait_for_resources: str = "10m"
     """How long a cluster that grows by itself is waited for when it has too little: seconds, or
     90s, 10m, 2h; 0 for not at all."""
+    report: bool = True
+    """Draw report.html at the end."""
     verbose: bool = False
     """Show what Ray, Lightning and torch print."""
 
@@ -233,6 +235,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 512,
         "cutout": 8,
         "label_smoothing": 0.1,
+        "precision": "bf16-mixed",
         "channels_last": True,
     },
 }
@@ -254,6 +257,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "wait_for_resources",
         "logger",
         "on_nonfinite",
+        "report",
         "verbose",
     }
 )

@@ -18,7 +18,7 @@ An event is a dict with a ``kind`` and what belongs to it:
 ``epoch``
     a row of ``metrics.csv``
 
-A search tells ``waiting``, and only these:
+A search tells ``waiting`` and ``warning``, and only these:
 
 ``plan``
     ``trials``, ``finished`` (of them before, in a search that goes on), ``max_epochs``,

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_dist.config import TrainConfig
-from cifar_dist.errors import Interrupted
+from cifar_dist.errors import Interrupted, first_line
 from cifar_dist.events import INTERRUPTED, Listener
 from cifar_dist.model_config import ModelConfig
+from cifar_dist.runs import Directory
 from cifar_dist.storage import AnyPath, at
 
 if TYPE_CHECKING:
@@ -107,6 +108,22 @@ def shown(path: AnyPath) -> AnyPath:
 def files_in(folder: AnyPath) -> str:
     """The names in a folder, for a line of output."""
     return " ".join(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir()))
+
+
+def leave_report(directory: Directory, listener: Listener) -> None:
+    """Draw a run's or a search's ``report.html``; what goes wrong there is only told.
+
+    Args:
+        directory: of what has ended.
+        listener: told in one line why there is none.
+    """
+    try:
+        from cifar_dist.reports.write import write_report
+
+        # The workers have kept what it takes: nothing is computed here, and no torch loaded.
+        write_report([directory.path], measure=False)
+    except Exception as error:
+        listener({"kind": "warning", "message": f"no report.html: {first_line(error)}"})
 
 
 @contextmanager

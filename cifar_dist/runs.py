@@ -137,6 +137,11 @@ class Directory:
         return self.path / "config.yaml"
 
     @property
+    def report_file(self) -> AnyPath:
+        """``report.html``: all of it to look at."""
+        return self.path / "report.html"
+
+    @property
     def summary_file(self) -> AnyPath:
         """``summary.json``: how it ended."""
         return self.path / "summary.json"
@@ -232,6 +237,11 @@ class RunDirectory(Directory):
     def model_file(self) -> AnyPath:
         """``model.safetensors``: the best epoch's weights."""
         return self.path / "model.safetensors"
+
+    @property
+    def answers_file(self) -> AnyPath:
+        """``test-answers.safetensors``: what those weights answered to each test image."""
+        return self.path / "test-answers.safetensors"
 
     @property
     def error_file(self) -> AnyPath:

@@ -23,6 +23,7 @@ from cifar_dist.launching import (
     files_in,
     git_commit,
     interruption_noted,
+    leave_report,
     resume_command,
     shown,
     with_absolute_paths,
@@ -87,10 +88,15 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
     except RunFailed as error:
         with contextlib.suppress(RunFailed):  # no room for that either
             summarise("failed")
+            if config.report:
+                leave_report(run, listener)
         if isinstance(error, Diverged):  # going on as before would end there again
             go_on += " --on-nonfinite skip"
         raise type(error)(f"{error}\n{go_on}") from error
-    return Trained(run, outcome, summarise("completed", outcome))
+    trained = Trained(run, outcome, summarise("completed", outcome))
+    if config.report:
+        leave_report(run, listener)
+    return trained
 
 
 def _run(

@@ -19,6 +19,7 @@ from cifar_dist.launching import (
     check_weights,
     files_in,
     git_commit,
+    leave_report,
     resume_command,
     shown,
     with_absolute_paths,
@@ -118,6 +119,8 @@ def search(
         raise RunFailed(f"{error}\n{go_on}") from error
     unfinished = bool(ledger.summary()["unfinished"])
     searched = finish("unfinished" if unfinished else "completed")
+    if config.train.report:
+        leave_report(directory, listener)
     if searched.summary["failed"] == len(searched.table):
         first = searched.table["error"].iloc[0]
         raise RunFailed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -12,13 +13,14 @@ COMMANDS = {
     "tune": ["tune_config.py:TuneConfig"],
     "evaluate": ["model_config.py:ModelConfig", "model_config.py:EvaluateConfig"],
     "predict": ["model_config.py:ModelConfig", "model_config.py:PredictConfig"],
+    "report": ["report_config.py:ReportConfig"],
     "export": ["model_config.py:ModelConfig", "model_config.py:ExportConfig"],
 }
 INTRODUCTION = """# Every flag
 
-Made from the settings' declarations by `make docs`; a test sees that it is up to date. A setting has one
-name everywhere: the flag `--weight-decay` is the key `weight_decay` in YAML, in Python, in a search space
-and in the trials' table. A switch has its opposite too (`--no-deterministic`).
+Made from the settings' declarations by `make docs`; a test sees that it is up to date. A setting
+has one name everywhere: the flag `--weight-decay` is the key `weight_decay` in YAML, in Python, in
+a search space and in the trials' table. A switch has its opposite too (`--no-deterministic`).
 """
 
 
@@ -27,7 +29,7 @@ def settings(file: str, name: str) -> list[tuple[str, str, str]]:
     tree = ast.parse((ROOT / "cifar_dist" / file).read_text())
     body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name).body
     found = []
-    for field, after in zip(body, body[1:], strict=False):
+    for field, after in pairwise(body):
         described = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
         if not isinstance(field, ast.AnnAssign) or not described:
             continue
@@ -38,9 +40,8 @@ def settings(file: str, name: str) -> list[tuple[str, str, str]]:
         given = "" if field.value is None else ast.unparse(field.value)
         default = {"None": "", "True": "on", "False": "off"}.get(given, given.strip("'"))
         if default.startswith("TrainConfig."):
-            default = dict((f, d) for f, d, _ in settings("config.py", "TrainConfig"))[
-                "--" + default.removeprefix("TrainConfig.").replace("_", "-")
-            ]
+            of_train = {flag: value for flag, value, _ in settings("config.py", "TrainConfig")}
+            default = of_train["--" + default.removeprefix("TrainConfig.").replace("_", "-")]
         shown = "--" + setting.replace("_", "-")
         if "Positional" in kind:
             named = re.search(r"metavar='([^']+)'", kind)

@@ -16,6 +16,7 @@ from cifar_dist.data.datamodule import Share
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import UserError
 from cifar_dist.evaluate import Evaluated, evaluate
+from cifar_dist.model.answers import Answers
 from cifar_dist.model.resnet import read_weights
 from cifar_dist.model.scores import score
 from cifar_dist.model.trained import load_trained
@@ -32,7 +33,7 @@ def trained(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Train
     storage = tmp_path_factory.mktemp("runs")
     return train(
         TrainConfig(data_dir=str(few_digits), num_workers=0, batch_size=24, flip=0.0,
-                    max_epochs=3, lr=3e-4, storage_path=str(storage), name="run")
+                    max_epochs=3, lr=3e-4, report=False, storage_path=str(storage), name="run")
     )  # fmt: skip
 
 
@@ -52,6 +53,20 @@ def test_it_finds_what_the_run_found(trained: Trained) -> None:
     assert test.loss == pytest.approx(trained.summary["test_loss"], rel=1e-5)
     assert val.accuracy == trained.summary["val_accuracy"]
     assert evaluated(trained, split="train").scores.images == 144
+
+
+def test_the_run_kept_the_answers_that_are_found_again(
+    trained: Trained, dataset: CachedDataset
+) -> None:
+    kept = Answers.from_bytes(trained.run.answers_file.read_bytes())
+    again = score(kept.logits, kept.labels, kept.classes)
+    found = evaluated(trained).scores
+    assert np.array_equal(again.confusion, found.confusion)
+    assert again.accuracy == trained.summary["test_accuracy"]
+    assert again.loss == pytest.approx(found.loss, rel=1e-5)
+    assert (kept.split, kept.epoch) == ("test", trained.summary["best_epoch"])
+    assert kept.classes == dataset.classes
+    assert np.array_equal(kept.pictures, dataset.open()[1].images[kept.mistakes])
 
 
 def test_files_hold_what_is_returned(trained: Trained) -> None:

@@ -46,5 +46,5 @@ def test_each_output_names_the_next_step(tmp_path: Path) -> None:
     assert "to load it: " in done.out
     run = next((tmp_path / "runs").iterdir())
     assert {each.name for each in run.iterdir()} >= {
-        "evaluation-test.json", "evaluation-test.csv", "hardest-test", "model.pt2",
+        "evaluation-test.json", "evaluation-test.csv", "hardest-test", "model.pt2", "report.html",
     }  # fmt: skip

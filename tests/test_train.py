@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT, Finished, first_images, run_command
 
-SMALL = ("--dataset", "digits", "--batch-size", "450", "--max-epochs", "2")
+SMALL = ("--dataset", "digits", "--batch-size", "450", "--max-epochs", "2", "--no-report")
 
 
 def one_line(finished: Finished) -> str:
@@ -64,6 +64,9 @@ def test_a_run_prints_what_matters_and_exits_0(main_job: tuple[Path, Finished]) 
     assert sum(line.startswith("epoch ") for line in lines) == 2
     run = folder / "runs" / "first"
     assert f"run {run.relative_to(folder)}" in lines
+    assert f"{run.relative_to(folder)}: checkpoints/" in done.out
+    assert " report.html " in done.out
+    assert (run / "report.html").read_bytes().startswith(b"<!doctype html>")
     summary = json.loads((run / "summary.json").read_text())
     assert f"test accuracy {summary['test_accuracy']:.4f}" in done.out
     assert lines[-2].startswith("to train on: python -m cifar_dist.train ")
@@ -222,7 +225,7 @@ def test_a_taken_name_is_refused_and_nothing_is_lost(run_without_ray: Path) -> N
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     # With workers under Ray the faults suite does it.
-    words = ["--dataset", "digits", "--num-workers", "0", "--name", "cut"]
+    words = ["--dataset", "digits", "--num-workers", "0", "--name", "cut", "--no-report"]
     running = subprocess.Popen(
         [sys.executable, "-m", "cifar_dist.train", *words],
         cwd=tmp_path,

@@ -42,6 +42,8 @@ def test_the_best_trials_settings_train_to_its_accuracy(tmp_path: Path, few_digi
     summary = json.loads((search / "summary.json").read_text())
     assert f"{summary['epochs_run']} of 8 epochs run" in done.out
     assert lines[-1] == f"next: python -m cifar_dist.train --config {Path('runs/s/best.yaml')}"
+    assert (search / "report.html").read_bytes().startswith(b"<!doctype html>")
+    assert not list(search.glob("trials/*/report.html"))
     trained = run_command(tmp_path, "--config", "runs/s/best.yaml", "--name", "best")
     assert (trained.code, trained.err) == (0, "")
     best = table[table["trial_id"] == summary["best_trial"]].iloc[0]
@@ -123,7 +125,7 @@ run_command(lambda words: search(parse_tune(words), training=trials.uneven_curve
 """
 WORDS = (
     "--dataset", "digits", "--num-samples", "10", "--max-epochs", "6", "--max-concurrent", "2",
-    "--name", "s",
+    "--name", "s", "--no-report",
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ class SearchDisplay:
             if self.stream.isatty():
                 self._open()
             return
-        if event["kind"] == "waiting":
+        if event["kind"] in ("waiting", "warning"):
             self.line(event["message"])
             return
         before = self._trials.get(event["trial_id"], {}).get("status")
@@ -50,7 +50,10 @@ class SearchDisplay:
             self.line(self._line(event))
 
     def line(self, text: str) -> None:
-        """A line of its own."""
+        """A line of its own, above the live table if there is one."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+            return
         self.stream.write(f"{text}\n")
         self.stream.flush()
 

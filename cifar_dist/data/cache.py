@@ -20,7 +20,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from cifar_dist.data.order import batch_bounds, split
-from cifar_dist.data.sources import Decoded, LabelledImages, Source, find_source
+from cifar_dist.data.sources import (
+    Decoded,
+    LabelledImages,
+    Source,
+    find_source,
+    has_cifar10,
+)
 from cifar_dist.data.statistics import ChannelStatistics
 from cifar_dist.errors import UserError
 
@@ -169,6 +175,26 @@ def prepare_same(dataset: str, data_dir: str | Path, fingerprint: str) -> Cached
         raise UserError(
             f"{data_dir} on {socket.gethostname()}: holds other data ({found.fingerprint[:16]}) "
             f"than the driver's ({fingerprint[:16]}); give all nodes the same"
+        )
+    return found
+
+
+def find_same(dataset: str, data_dir: str | Path, fingerprint: str) -> CachedDataset:
+    """The data set of that fingerprint, from this node's cache or a folder; never downloaded.
+
+    Raises:
+        UserError: neither has it, or the folder's is damaged.
+    """
+    path = _cache_path(dataset, fingerprint)
+    if path.exists():
+        return _described(path)
+    if dataset == "cifar10" and not has_cifar10(Path(data_dir)):
+        raise UserError(f"{data_dir}: has no CIFAR-10; name the folder that does with --data-dir")
+    found = prepare(dataset, find_source(dataset, data_dir))
+    if found.fingerprint != fingerprint:
+        raise UserError(
+            f"{data_dir}: holds other data than the run was trained on; name the folder that it "
+            "was trained on with --data-dir"
         )
     return found
 

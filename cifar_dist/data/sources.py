@@ -337,8 +337,17 @@ def find_source(dataset: str, data_dir: str | Path) -> Source:
     return source
 
 
+def has_cifar10(folder: Path) -> bool:
+    """Whether there is anything in a folder that `find_source` would not download anew."""
+    names = [*_OFFICIAL, "train*.parquet", "*/train*.parquet", "test*.parquet", "*/test*.parquet"]
+    return any(True for name in names for _ in folder.glob(name))
+
+
+_OFFICIAL = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
+
+
 def _find_cifar10(folder: Path) -> Source:
-    for name in ("cifar-10-batches-py", "cifar-10-python.tar.gz"):
+    for name in _OFFICIAL:
         if (folder / name).exists():
             return Official(folder / name)
     train, test = (

@@ -138,17 +138,18 @@ class Classifier(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate("test", batch)
 
     def on_test_epoch_end(self) -> None:
         # Not later: when Trainer.test returns, all is on the CPU, where NCCL reduces nothing.
         self.tested = self.totals_of("test").compute()
 
-    def _evaluate(self, stage: str, batch: Batch) -> None:
-        logits = self.network(batch.images)
+    def _evaluate(self, stage: str, batch: Batch) -> Tensor:
+        logits: Tensor = self.network(batch.images)
         loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=PADDING)
         self.totals_of(stage).update(loss_sum, logits, batch.labels)
+        return logits
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self._optimizer()

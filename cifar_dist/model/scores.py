@@ -1,4 +1,7 @@
-"""What a classifier's answers are worth: figures over logits and labels."""
+"""What a classifier's answers are worth: figures over logits and labels.
+
+At import this loads no torch: a report does without it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 CALIBRATION_BINS = 15
 
@@ -46,13 +45,13 @@ class Scores:
 
 def score(logits: NDArray[np.float32], labels: NDArray[Any], classes: tuple[str, ...]) -> Scores:
     """The figures of ``[n, classes]`` logits against ``[n]`` labels; sums are in float64."""
+    import torch
+    import torch.nn.functional as F
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     values = torch.from_numpy(logits).double()
     truth = torch.from_numpy(labels.astype(np.int64))
     answers = logits.argmax(axis=1)
-    numbers = np.arange(len(classes))
-    precision, recall, f1, images = precision_recall_fscore_support(
-        labels, answers, labels=numbers, zero_division=0.0
-    )
     return Scores(
         images=len(labels),
         accuracy=int((answers == labels).sum()) / len(labels),
@@ -62,14 +61,34 @@ def score(logits: NDArray[np.float32], labels: NDArray[Any], classes: tuple[str,
                 values.softmax(dim=1), truth, len(classes), n_bins=CALIBRATION_BINS
             )
         ),
-        per_class=pd.DataFrame(
-            {
-                "class": list(classes),
-                "images": images,
-                "precision": precision,
-                "recall": recall,
-                "f1": f1,
-            }
-        ),
-        confusion=confusion_matrix(labels, answers, labels=numbers),
+        per_class=per_class(labels, answers, classes),
+        confusion=confusion(labels, answers, len(classes)),
     )
+
+
+def per_class(
+    labels: NDArray[Any], answers: NDArray[Any], classes: tuple[str, ...]
+) -> pd.DataFrame:
+    """`Scores.per_class` of ``[n]`` labels and answers; without torch."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    precision, recall, f1, images = precision_recall_fscore_support(
+        labels, answers, labels=np.arange(len(classes)), zero_division=0.0
+    )
+    return pd.DataFrame(
+        {
+            "class": list(classes),
+            "images": images,
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+        }
+    )
+
+
+def confusion(labels: NDArray[Any], answers: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    """`Scores.confusion` of ``[n]`` labels and answers; without torch."""
+    from sklearn.metrics import confusion_matrix
+
+    counts: NDArray[np.int64] = confusion_matrix(labels, answers, labels=np.arange(classes))
+    return counts

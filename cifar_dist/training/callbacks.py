@@ -15,8 +15,11 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 
 from cifar_dist.config import TrainConfig
+from cifar_dist.data.cache import CachedDataset
+from cifar_dist.data.datamodule import PADDING
 from cifar_dist.errors import Interrupted, RunFailed
 from cifar_dist.events import Ask, Listener, Order, go_on
+from cifar_dist.model.answers import Answers
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.runs import RunDirectory
 from cifar_dist.storage import AnyPath, write_atomically
@@ -303,6 +306,62 @@ def _gathered(mine: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
     every: list[Any] | None = [None] * world_size if torch.distributed.get_rank() == 0 else None
     torch.distributed.gather_object(mine, every)
     return every or [mine]
+
+
+class KeepAnswers(Callback):
+    """Writes what the best epoch's weights answer to each test image; rank 0 does.
+
+    A report is drawn from them without the network, e.g. where there is no GPU and no torch.
+
+    Args:
+        run: where to write.
+        dataset: whose test images are gone through.
+        best_epoch: 1-based; asked for when the test is over.
+
+    Raises:
+        RunFailed: the file cannot be written.
+    """
+
+    def __init__(
+        self, run: RunDirectory, dataset: CachedDataset, best_epoch: Callable[[], int]
+    ) -> None:
+        self.run = run
+        self.dataset = dataset
+        self.best_epoch = best_epoch
+        self._logits: list[Tensor] = []
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Without the images that only fill up the last batch.
+        self._logits.append(outputs[batch.labels != PADDING].float())
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        mine = {"logits": [part.cpu() for part in self._logits]}
+        self._logits = []
+        ranks = _gathered(mine, trainer.world_size)
+        if not trainer.is_global_zero:
+            return
+        # Every rank has a part of every batch, in the order of ranks.
+        batches = zip(*(each["logits"] for each in ranks), strict=True)
+        logits = torch.cat([part for batch in batches for part in batch]).numpy()
+        images, members = self.dataset.part("test")
+        answers = Answers.of(
+            "test",
+            self.best_epoch(),
+            self.dataset.classes,
+            logits,
+            images.labels[members],
+            images.images,
+            members,
+        )
+        write_atomically(self.run.answers_file, answers.to_bytes())
 
 
 class StepEvents(Callback):

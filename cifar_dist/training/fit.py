@@ -30,6 +30,7 @@ from cifar_dist.runs import Outcome, RunDirectory
 from cifar_dist.storage import AnyPath
 from cifar_dist.training.callbacks import (
     AverageBatchNorm,
+    KeepAnswers,
     Record,
     StepEvents,
     weights_as_bytes,
@@ -103,6 +104,7 @@ def fit(
     callbacks: list[pl.Callback] = [
         StopOnNonFinite(run) if config.on_nonfinite == "stop" else skips,
         record,
+        KeepAnswers(run, dataset, lambda: record.best_epoch),
     ]
     if not config.sync_batchnorm:  # else they are the same on all ranks
         callbacks.append(AverageBatchNorm())

@@ -42,6 +42,15 @@ EVENTS = [
 ]
 
 
+def test_a_warning_is_a_line_on_a_pipe_and_on_a_terminal() -> None:
+    for stream in (io.StringIO(), Terminal()):
+        display = SearchDisplay(stream)
+        display(PLAN)
+        display({"kind": "warning", "message": "no report.html: [no] room"})
+        display.close()
+        assert "no report.html: [no] room\n" in stream.getvalue()
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

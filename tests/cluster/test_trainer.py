@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from ray.util import placement_group_table
@@ -16,12 +17,16 @@ from ray.util import placement_group_table
 import cifar_dist.cluster.trainer
 from cifar_dist.cli import run_command
 from cifar_dist.config import TrainConfig
-from cifar_dist.data.cache import prepare
-from cifar_dist.data.datamodule import ImageDataModule
+from cifar_dist.data.cache import CachedDataset, prepare
+from cifar_dist.data.datamodule import ImageDataModule, Share
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import UserError
+from cifar_dist.model.answers import Answers
+from cifar_dist.model.resnet import read_weights
+from cifar_dist.model.trained import TrainedModel, load_trained
 from cifar_dist.runs import RunDirectory
 from cifar_dist.train import Trained, main, train
+from cifar_dist.training.shares import logits_of_share
 from cifar_dist.tune import search
 from cifar_dist.tune_config import make_tune_config
 from tests.cluster import workers
@@ -30,7 +35,7 @@ from tests.training.test_fit import without_timing
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-SMALL = {"max_epochs": 2, "batch_size": 43, "num_workers": 2}
+SMALL = {"max_epochs": 2, "batch_size": 43, "num_workers": 2, "report": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,6 +86,7 @@ def test_a_run_of_two_workers_is_complete(undisturbed: Trained) -> None:
         "checkpoints",
         "model.safetensors",
         "summary.json",
+        "test-answers.safetensors",
     }
 
 
@@ -122,6 +128,13 @@ def of_one_process(config: TrainConfig) -> dict[str, list[list[tuple]]]:
     }
 
 
+def of_run(run: RunDirectory) -> tuple[TrainedModel, CachedDataset]:
+    config = run.read_config()
+    dataset = prepare("cifar10", find_source("cifar10", str(config.data_dir)))
+    weights = read_weights(str(run.model_file))
+    return load_trained("weights", weights, config, dataset.about), dataset
+
+
 def test_three_workers_see_the_global_batches_of_one_and_a_killed_one_changes_no_bit(
     tmp_path: Path, with_worker
 ) -> None:
@@ -147,6 +160,11 @@ def test_three_workers_see_the_global_batches_of_one_and_a_killed_one_changes_no
             )
             assert counted == once
     assert trained.outcome.test_images == 40
+    kept = Answers.from_bytes(trained.run.answers_file.read_bytes())
+    model, dataset = of_run(trained.run)
+    alone = logits_of_share(model, dataset, "test", 40, Share(0, 1))
+    np.testing.assert_allclose(kept.logits, alone, rtol=1e-4, atol=1e-4)
+    assert np.array_equal(kept.labels, dataset.open()[1].labels)
     assert [row["samples"] for row in trained.run.read_metrics()] == [144, 288]
     assert [row["world_size"] for row in trained.run.read_metrics()] == [world_size] * 2
     a_killed_worker_of_three_changes_no_bit(tmp_path, with_worker, trained, settings)

@@ -18,7 +18,8 @@ from tests.cluster import trials
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-SMALL = {"dataset": "digits", "num_samples": 6, "max_epochs": 4, "max_concurrent": 2}
+SMALL = {"dataset": "digits", "num_samples": 6, "max_epochs": 4, "max_concurrent": 2,
+         "report": False}  # fmt: skip
 
 
 def search_small(

@@ -26,7 +26,7 @@ ASKS = ("interrupt", "preemption")
 KINDS = (*KILLS, *ASKS)
 WORKERS = 2
 SETTINGS = {"dataset": "digits", "num_workers": WORKERS, "batch_size": 150,
-            "checkpoint_every": "4s", "max_failures": 10}  # fmt: skip
+            "checkpoint_every": "4s", "max_failures": 10, "report": False}  # fmt: skip
 STEPS = 9
 """Of an epoch: 1,350 images."""
 RUN_TIMEOUT_S = 900

@@ -71,7 +71,8 @@ def test_a_cluster_that_grows_is_waited_for(
     growing: Head, few_digits: Path, tmp_path: Path
 ) -> None:
     done = train(growing, tmp_path, "--data-dir", str(few_digits), "--num-workers", "2",
-                 "--batch-size", "24", "--flip", "0", "--max-epochs", "1")  # fmt: skip
+                 "--batch-size", "24", "--flip", "0", "--max-epochs", "1",
+                 "--no-report")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "waiting for the cluster to grow: needs 2 x (1 CPU)" in done.stdout
     assert "at most 10m (--wait-for-resources)" in done.stdout

@@ -68,7 +68,7 @@ def nodes(few_digits: Path) -> Iterator[TwoNodes]:
 def train(nodes: TwoNodes, storage: Path) -> list[str]:
     return ["train", "--data-dir", str(nodes.shared / "data"), "--num-workers", "2",
             "--batch-size", "24", "--flip", "0", "--max-epochs", "2", "--storage-path",
-            str(storage), "--name", "run"]  # fmt: skip
+            str(storage), "--name", "run", "--no-report"]  # fmt: skip
 
 
 def test_a_path_that_the_other_node_does_not_see_is_refused(nodes: TwoNodes) -> None:

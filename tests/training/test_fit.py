@@ -20,7 +20,7 @@ from cifar_dist.model.resnet import resnet18
 from cifar_dist.runs import METRICS, TIMING_METRICS, Outcome, RunDirectory
 from cifar_dist.train import Trained, train
 
-SMALL = {"num_workers": 0, "max_epochs": 3, "batch_size": 48, "flip": 0.0}
+SMALL = {"num_workers": 0, "max_epochs": 3, "batch_size": 48, "flip": 0.0, "report": False}
 
 
 def train_small(folder: Path, name: str, listener=lambda event: None, **settings) -> Trained:
@@ -56,6 +56,7 @@ def test_the_run_directory_is_complete(undisturbed: Trained) -> None:
         "checkpoints",
         "model.safetensors",
         "summary.json",
+        "test-answers.safetensors",
     }
     rows = run.read_metrics()
     assert tuple(rows[0]) == METRICS

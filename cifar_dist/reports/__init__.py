@@ -1,0 +1,1 @@
+"""Reports: runs, searches and comparisons of runs as pages that need nothing but a browser."""
