@@ -82,10 +82,10 @@ def new_folder(storage_path: str, name: str | None, stem: str) -> AnyPath:
         stem = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
         names = (stem, *(f"{stem}-{number}" for number in range(2, 100)))
         try:
-            free = [each for each in names if not _taken(storage / each)][:1]
+            name = next((each for each in names if not _taken(storage / each)), None)
         except OSError as error:
             raise _unwritable(storage_path, error) from None
-        if (name := next(iter(free), None)) is None:
+        if name is None:
             raise UserError(f"--storage-path {storage_path}: too many runs a second; --name one")
     folder = storage / name
     try:
