@@ -22,11 +22,11 @@ def suggested(said: str) -> tuple[str, list[str]]:
 
 def make_train() -> list[str]:
     """The words of the command that `make train` types."""
-    typed = subprocess.run(
+    said = subprocess.run(
         ["make", "--dry-run", "--assume-old=setup", "train"],
         cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()[-1]  # fmt: skip
-    words = shlex.split(typed)
+    ).stdout.splitlines()  # fmt: skip
+    words = shlex.split(next(line for line in said if "cifar_dist.train" in line))
     return words[words.index("cifar_dist.train") + 1 :]
 
 

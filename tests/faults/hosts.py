@@ -277,7 +277,7 @@ def _wait_until_joined(address: str, ip: str) -> None:
     _wait(joined)
 
 
-def _wait(ready: Any, seconds: float = 60) -> None:
+def _wait(ready: Any, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, "the cluster does not come up"
