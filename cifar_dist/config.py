@@ -88,6 +88,9 @@ class TrainConfig:
     """Compile the network with torch.compile."""
     channels_last: bool = False
     """Keep images and weights in channels-last memory order."""
+    data_on_device: Literal["auto", "on", "off"] = "auto"
+    """Keep the data set in the GPU's memory: auto does where it takes at most a quarter of what is
+    free; off sends each batch while the one before it is trained on. The bits are the same."""
     seed: int = 0
     """Seed of everything random; each rank seeds its own generators with seed + rank."""
     deterministic: bool = True
@@ -149,6 +152,8 @@ class TrainConfig:
             raise UserError("--gpus-per-worker 0: contradicts --use-gpu; leave one of them out")
         if self.precision == "16-mixed" and not self.use_gpu:
             raise UserError("--precision 16-mixed: needs --use-gpu; on CPU choose 32 or bf16-mixed")
+        if self.data_on_device == "on" and not self.use_gpu:
+            raise UserError("--data-on-device on: needs --use-gpu; leave it out")
         if self.crop_padding > 32:
             raise UserError(f"--crop-padding {self.crop_padding}: images are 32 pixels wide")
         if self.cutout > self.image_size:
@@ -248,6 +253,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "cpus_per_worker",
         "gpus_per_worker",
         "data_dir",
+        "data_on_device",
         "max_epochs",
         "storage_path",
         "name",

@@ -84,12 +84,13 @@ def train_worker(work: Work) -> Outcome:
     assert config.data_dir is not None  # settled when the config was made
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
 
-    # Behind what may be refused: these take most of a worker's start.
+    # Imported after validation: these imports take most of a worker's start-up.
     from cifar_dist.training.torchmetrics_alone import load_torchmetrics_alone
 
     load_torchmetrics_alone()
-    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+    from ray.train.lightning import RayLightningEnvironment
 
+    from cifar_dist.cluster.strategy import FixedBucketsStrategy
     from cifar_dist.training.fit import fit
 
     context = ray.train.get_context()
@@ -101,16 +102,7 @@ def train_worker(work: Work) -> Outcome:
         work.run,
         dataset,
         rank=rank,
-        strategy="auto"
-        if world_size == 1
-        else RayDDPStrategy(
-            # Statistics of batch normalisation are averaged once an epoch instead.
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            # Keeps DDP from rebuilding its buckets after the first step. With 3 or more workers
-            # that would change the order of sums, so a restart's first step would differ.
-            find_unused_parameters=True,
-        ),
+        strategy="auto" if world_size == 1 else FixedBucketsStrategy(),
         plugins=[RayLightningEnvironment()],
         launched=work.launched,
         listener=work.mailbox.put.remote,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +18,7 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.order import batch_bounds, epoch_order, rank_slice
 from cifar_dist.data.sources import LabelledImages
+from cifar_dist.data.stores import ImageStore, make_store, to_device
 from cifar_dist.data.transforms import Augmentation, Draws, Normalisation
 
 PADDING = -1
@@ -24,10 +26,10 @@ PADDING = -1
 
 
 class Batch(NamedTuple):
-    """A rank's part of a global batch: n images."""
+    """A rank's part of a global batch: n images, on the device."""
 
     images: Tensor
-    """``[n, 3, H, W]``: uint8 from the loader, normalised float32 on the device."""
+    """``[n, 3, H, W]``: uint8 from the loader, normalised float32 for the network."""
     labels: Tensor
     """``[n]`` int64; `PADDING` where the image does not count."""
     global_size: int
@@ -48,18 +50,24 @@ class Share:
 class TrainBatches:
     """A rank's part of every global batch of an epoch; iterate once an epoch.
 
-    Lightning keeps its place in a checkpoint: the epoch that is gone on with begins there.
+    The order and all draws of an epoch go to the device as one table, so that a batch is an index
+    into it. Lightning keeps the position in a checkpoint: the epoch that is resumed begins there.
     """
 
-    source: LabelledImages
+    store: ImageStore
     members: NDArray[np.int64]
-    """Numbers of the images in ``source`` that are trained on."""
+    """Numbers of the images that are trained on."""
+    labels: NDArray[np.uint8]
+    """``[all]`` labels of all images of the source."""
+    image_side: int
+    """Of the source's images, in pixels."""
     augmentation: Augmentation
     seed: int
     batch_size: int
+    """Global."""
     share: Share
     epoch: Callable[[], int]
-    """The 0-based epoch that is about to be gone through."""
+    """The 0-based epoch that is about to begin."""
     begin_at: int = 0
     """The batch that the next epoch begins with; the ones before it were trained on."""
     done: int = 0
@@ -72,18 +80,20 @@ class TrainBatches:
         epoch = self.epoch()
         self.done, self.begin_at = self.begin_at, 0
         order = self.members[epoch_order(len(self.members), self.seed, epoch)]
-        bounds = batch_bounds(len(order), self.batch_size)
-        for start, stop in pairwise(bounds[self.done :]):
+        draws = self.augmentation.draw(self.seed, epoch, len(self.labels), self.image_side)
+        columns = np.stack([order, self.labels[order], *draws[:, order]])
+        table = to_device(columns, self.store.device)
+        cuts = []
+        for start, stop in pairwise(batch_bounds(len(order), self.batch_size)[self.done :]):
+            mine = rank_slice(int(stop - start), self.share.rank, self.share.world_size)
+            cuts.append((slice(start + mine.start, start + mine.stop), int(stop - start)))
+        parts = ((columns[0, mine], table[0, mine]) for mine, _ in cuts)
+        for (mine, size), images in zip(cuts, self.store.batches(parts), strict=True):
             self.done += 1
-            mine = rank_slice(stop - start, self.share.rank, self.share.world_size)
-            images = order[start:stop][mine]
-            draws = self.augmentation.draw(
-                self.seed, epoch, images, size=self.source.images.shape[-1]
-            )
-            yield _gathered(self.source, images, int(stop - start))._replace(draws=draws)
+            yield Batch(images, table[1, mine], size, Draws(*table[2:, mine]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the epoch it is."""
+        """Return the position in the epoch."""
         return {"done": self.done % len(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -91,7 +101,7 @@ class TrainBatches:
         self.begin_at = state_dict["done"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class EvaluationBatches:
     """A rank's part of every global batch of images to evaluate, each image once over all ranks.
 
@@ -99,32 +109,43 @@ class EvaluationBatches:
     missing to that is filled up with images whose label is `PADDING`.
     """
 
-    source: LabelledImages
+    store: ImageStore
     members: NDArray[np.int64]
+    labels: NDArray[np.uint8]
+    """``[all]`` labels of all images of the source."""
     batch_size: int
+    """Global."""
     share: Share
 
     def __len__(self) -> int:
         return len(batch_bounds(len(self.members), self.batch_size)) - 1
 
     def __iter__(self) -> Iterator[Batch]:
+        columns, table = self._tables
         bounds = batch_bounds(len(self.members), self.batch_size)
-        for start, stop in pairwise(bounds):
-            mine = rank_slice(stop - start, self.share.rank, self.share.world_size)
+        sizes = [int(stop - start) for start, stop in pairwise(bounds)]
+        ends = np.cumsum([self._each(size) for size in sizes]).tolist()
+        cuts = [slice(start, stop) for start, stop in pairwise([0, *ends])]
+        parts = ((columns[0, mine], table[0, mine]) for mine in cuts)
+        for mine, size, images in zip(cuts, sizes, self.store.batches(parts), strict=True):
+            yield Batch(images, table[1, mine], size)
+
+    def _each(self, size: int) -> int:
+        """Images of every rank in a global batch of ``size``, `PADDING` among them."""
+        return -(-size // self.share.world_size)
+
+    @functools.cached_property
+    def _tables(self) -> tuple[NDArray[np.int64], Tensor]:
+        """This rank's numbers and labels, batch after batch; made and sent once."""
+        numbers, labels = [], []
+        for start, stop in pairwise(batch_bounds(len(self.members), self.batch_size)):
+            mine = rank_slice(int(stop - start), self.share.rank, self.share.world_size)
             images = self.members[start:stop][mine]
-            missing = -(-int(stop - start) // self.share.world_size) - len(images)
-            filled = np.concatenate([images, self.members[:1].repeat(missing)])
-            batch = _gathered(self.source, filled, int(stop - start))
-            batch.labels[len(images) :] = PADDING
-            yield batch
-
-
-def _gathered(source: LabelledImages, images: NDArray[np.int64], global_size: int) -> Batch:
-    return Batch(
-        images=torch.from_numpy(source.images.take(images, axis=0)),
-        labels=torch.from_numpy(source.labels.take(images).astype(np.int64)),
-        global_size=global_size,
-    )
+            missing = self._each(int(stop - start)) - len(images)
+            numbers += [images, self.members[:1].repeat(missing)]
+            labels += [self.labels[images], np.full(missing, PADDING)]
+        columns = np.stack([np.concatenate(numbers), np.concatenate(labels).astype(np.int64)])
+        return columns, to_device(columns, self.store.device)
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -145,6 +166,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.dataset = dataset
         self.augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
         self.normalisation = Normalisation(dataset.mean, dataset.std, config.image_size)
+        self._stores: dict[tuple[int, torch.device], ImageStore] = {}
 
     @property
     def share(self) -> Share:
@@ -153,12 +175,19 @@ class ImageDataModule(pl.LightningDataModule):
             return Share(rank=0, world_size=1)
         return Share(self.trainer.global_rank, self.trainer.world_size)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are wanted."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
     def train_dataloader(self) -> TrainBatches:
         self.dataset.check_batches(self.config.batch_size, self.share.world_size)
         images, members = self.dataset.part("train")
         return TrainBatches(
-            images,
+            self._store(images),
             members,
+            images.labels,
+            images.images.shape[-1],
             self.augmentation,
             self.config.seed,
             self.config.batch_size,
@@ -173,7 +202,27 @@ class ImageDataModule(pl.LightningDataModule):
         return self._evaluated("test")
 
     def _evaluated(self, split: str) -> EvaluationBatches:
-        return EvaluationBatches(*self.dataset.part(split), self.config.batch_size, self.share)
+        images, members = self.dataset.part(split)
+        batch_size = self.config.batch_size
+        return EvaluationBatches(
+            self._store(images), members, images.labels, batch_size, self.share
+        )
+
+    def _store(self, images: LabelledImages) -> ImageStore:
+        """The store of a source, which training and validation images share."""
+        assert isinstance(images.images, np.memmap)
+        key = (images.images.offset, self.device)
+        if key not in self._stores:
+            where = self.config.data_on_device
+            self._stores[key] = make_store(images.images, self.device, where)
+        return self._stores[key]
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Leave the batch where the loader put it: on the device."""
+        assert isinstance(batch, Batch)
+        return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """The batch as the network takes it; runs where the batch is."""

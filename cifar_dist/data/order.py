@@ -1,33 +1,45 @@
 """Which image at which step on which rank: pure functions of (seed, epoch, step)."""
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_dist.data.philox import Stream, random_words
+from cifar_dist.data.philox import Stream, philox4x32, random_words
 
-SPLIT_SEED = 0
-"""The split into training and validation images is the same for every ``--seed``, so that
-runs and trials with different seeds are judged on the same images."""
-
-
-def _shuffled(images: int, seed: int, stream: Stream, epoch: int) -> NDArray[np.int64]:
-    """A random order of ``images`` images: they are sorted by 64 random bits each.
-
-    Unlike a library's ``permutation``, this cannot change with the library's version.
-    """
-    words = random_words(seed, stream, epoch, np.arange(images)).astype(np.uint64)
-    return np.argsort(words[:, 0] << np.uint64(32) | words[:, 1], kind="stable")
+ORDER_VERSION = 2
+"""Raise it when `epoch_order` or the draws of `transforms` change. A checkpoint carries the version
+that it was trained with: one from the middle of an epoch is of no use under another order. 1 is
+cifar_dist 0.1.0, whose checkpoints do not say so."""
 
 
+@functools.lru_cache(maxsize=8)  # several times in a run, 20 ms each for 50,000 images
 def split(images: int, held_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A fixed random split into the numbers of kept images and of ``held_out`` others, sorted."""
-    order = _shuffled(images, SPLIT_SEED, Stream.SPLIT, 0)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
+    """Split images into the numbers of those kept and of ``held_out`` others, sorted.
+
+    The split is the same for every ``--seed``, so that runs and trials with different seeds are
+    judged on the same images, and for every version, see `philox4x32`. The images are sorted by 64
+    random bits each.
+    """
+    counter = np.zeros((images, 4), np.uint32)
+    counter[:, 0] = np.arange(images)
+    counter[:, 2] = int(Stream.SPLIT)
+    words = philox4x32(counter, (0, 0)).astype(np.uint64)
+    order = np.argsort(words[:, 0] << np.uint64(32) | words[:, 1], kind="stable")
+    kept, others = np.sort(order[held_out:]), np.sort(order[:held_out])
+    for each in (kept, others):  # one array for all callers
+        each.flags.writeable = False
+    return kept, others
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which epoch ``epoch`` (0-based) goes through ``images`` images."""
-    return _shuffled(images, seed, Stream.ORDER, epoch)
+    """Return the order in which epoch ``epoch`` (0-based) goes through ``images`` images.
+
+    They are sorted by 64 random bits each. Unlike a library's ``permutation``, this cannot change
+    with the library's version.
+    """
+    words = random_words(seed, Stream.ORDER, epoch, images, words=1)
+    return np.argsort(words[:, 0], kind="stable")
 
 
 def batch_bounds(images: int, batch_size: int) -> NDArray[np.int64]:

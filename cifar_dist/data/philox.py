@@ -1,8 +1,8 @@
 """Counter-based random numbers: each is a pure function of a key and a counter.
 
 A generator with a history gives an image other numbers when the number of workers changes or
-a run starts in the middle of an epoch. A counter-based one gives the same ones always: the
-counter here is (image, epoch, stream), the key is the seed.
+a run starts in the middle of an epoch. Here the key is (seed, stream, epoch) and the counter is the
+image, so an image gets the same numbers in any batch on any worker.
 """
 
 from enum import IntEnum
@@ -28,8 +28,44 @@ class Stream(IntEnum):
     SPLIT = 3
 
 
+def random_words(
+    seed: int, stream: Stream, epoch: int, images: int, words: int = 4
+) -> NDArray[np.uint64]:
+    """Return random 64-bit words for every image of a data set.
+
+    They are the raw output of `numpy.random.Philox` (Philox4x64-10), whose stream NumPy guarantees
+    not to change.
+
+    Args:
+        seed: the run's seed, below 2**64.
+        stream: what the words are for.
+        epoch: 0-based epoch, below 2**32.
+        images: number of images in the data set.
+        words: words for each image.
+
+    Returns:
+        ``[images, words]``; row i depends on (seed, stream, epoch, i) alone, not on ``images``.
+    """
+    key = np.array([seed, int(stream) << 32 | epoch], np.uint64)
+    raw: NDArray[np.uint64] = np.random.Philox(key=key).random_raw(images * words)
+    return raw.reshape(images, words)
+
+
+def below(words: NDArray[np.uint64], bound: int) -> NDArray[np.int64]:
+    """Map words to whole numbers from 0 to ``bound`` - 1, by multiplication (Lemire 2019).
+
+    Args:
+        words: uniform 64-bit words, of which the upper halves are used.
+        bound: at most 2**32.
+    """
+    return ((words >> _HALF) * np.uint64(bound) >> _HALF).astype(np.int64)
+
+
 def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Philox4x32-10 of many counters at once.
+    """Philox4x32-10 of many counters at once, which version 0.1.0 drew all its numbers from.
+
+    Kept for the split into training and validation images alone: with another split a run that
+    0.1.0 started would, resumed, train on the images that it is validated on.
 
     Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
@@ -52,29 +88,3 @@ def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.
         )
         k0, k1 = (k0 + _WEYL_0) & 0xFFFFFFFF, (k1 + _WEYL_1) & 0xFFFFFFFF
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
-
-
-def random_words(
-    seed: int, stream: Stream, epoch: int, images: NDArray[np.int64]
-) -> NDArray[np.uint32]:
-    """Four random 32-bit words for each image.
-
-    Args:
-        seed: the run's seed, below 2**64.
-        stream: what the words are for.
-        epoch: 0-based epoch, below 2**32.
-        images: ``[n]`` numbers of images, each below 2**32.
-
-    Returns:
-        ``[n, 4]`` words that depend on (seed, stream, epoch, image) alone.
-    """
-    counter = np.zeros((len(images), 4), np.uint32)
-    counter[:, 0] = images
-    counter[:, 1] = epoch
-    counter[:, 2] = int(stream)
-    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
-
-
-def below(words: NDArray[np.uint32], bound: int) -> NDArray[np.int64]:
-    """The words as whole numbers from 0 to ``bound`` - 1, by multiplication (Lemire 2019)."""
-    return ((words.astype(np.uint64) * np.uint64(bound)) >> _HALF).astype(np.int64)

@@ -8,6 +8,7 @@ with it runs where the images are, on the whole batch at once.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,23 +47,29 @@ class Augmentation:
     cutout: int
     """Side of the blanked square in pixels, 0 for none (DeVries and Taylor 2017)."""
 
-    def draw(self, seed: int, epoch: int, images: NDArray[np.int64], size: int) -> Draws:
-        """The draws for ``[B]`` images of ``size`` pixels a side in an epoch (0-based)."""
+    def draw(self, seed: int, epoch: int, images: int, size: int) -> NDArray[np.int64]:
+        """Draw for every image of a data set, once an epoch.
+
+        Args:
+            seed: the run's.
+            epoch: 0-based.
+            images: number of images in the data set.
+            size: an image's side in pixels.
+
+        Returns:
+            ``[5, images]``: the fields of `Draws`, in their order.
+        """
         words = random_words(seed, Stream.CROP_AND_FLIP, epoch, images)
-        offsets = 2 * self.padding + 1
-        # Compared as numbers below 2**32, so that probabilities 0 and 1 mean never and always.
-        flipped = words[:, 2] < self.flip * 2.0**32
-        middles = np.zeros((len(images), 2), np.int64)
+        drawn = np.zeros((len(Draws._fields), images), np.int64)
+        drawn[0] = below(words[:, 0], 2 * self.padding + 1)
+        drawn[1] = below(words[:, 1], 2 * self.padding + 1)
+        # Compared as numbers below 2**64, so that probabilities 0 and 1 mean never and always.
+        drawn[2] = words[:, 2].astype(np.float64) < self.flip * 2.0**64 if self.flip < 1 else 1
         if self.cutout:
-            middles = below(random_words(seed, Stream.CUTOUT, epoch, images)[:, :2], size)
-        columns = (
-            below(words[:, 0], offsets),
-            below(words[:, 1], offsets),
-            flipped.astype(np.int64),
-            np.ascontiguousarray(middles[:, 0]),
-            np.ascontiguousarray(middles[:, 1]),
-        )
-        return Draws(*map(torch.from_numpy, columns))
+            middles = random_words(seed, Stream.CUTOUT, epoch, images, words=2)
+            drawn[3] = below(middles[:, 0], size)
+            drawn[4] = below(middles[:, 1], size)
+        return drawn
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """Crop and flip ``[B, C, H, W]`` images of any type; one gather for the whole batch."""
@@ -109,8 +116,7 @@ class Normalisation:
 
     def apply(self, images: Tensor) -> Tensor:
         """``[B, C, H, W]`` bytes to float32 ``(pixel / 255 - mean) / std``."""
-        mean = torch.tensor(self.mean, device=images.device).mul_(255).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).mul_(255).view(-1, 1, 1)
+        mean, std = (_per_channel(each, images.device) for each in (self.mean, self.std))
         return images.float().sub_(mean).div_(std)
 
     def resize(self, images: Tensor) -> Tensor:
@@ -119,3 +125,14 @@ class Normalisation:
             return images
         side = (self.size, self.size)
         return F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """``[C, 1, 1]`` values in 0..255 of values in 0..1.
+
+    Kept: a tensor made of Python numbers is copied from pageable memory, for which a GPU finishes
+    all that it was given before.
+    """
+    with torch.inference_mode(False):  # the first one to ask may be a validation
+        return torch.tensor(values, device=device).mul_(255).view(-1, 1, 1)

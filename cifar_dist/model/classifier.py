@@ -8,11 +8,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import Metric, SumMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.data.datamodule import PADDING, Batch
@@ -21,23 +20,21 @@ SGD_MOMENTUM = 0.9
 
 
 class Totals(nn.Module):
-    """Loss, accuracy and number of images so far, as sums and counts over all ranks.
+    """Loss, accuracy and number of images so far, as sums and counts of this rank.
 
-    Images with label `PADDING` count for nothing.
+    Images with label `PADDING` count for nothing. The sums stay on the device: nothing waits for it
+    before `compute` or `running` is asked.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    loss_sum: Tensor
+    correct: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
         super().__init__()
-        # Checks of the values' range would make the device wait at every step. Not MeanMetric:
-        # with that check off, torchmetrics 1.9 takes every weight for 1.
-        self.loss = SumMetric(nan_strategy="disable")
-        self.accuracy = MulticlassAccuracy(
-            num_classes, average="micro", ignore_index=PADDING, validate_args=False
-        )
-        self.images = SumMetric(nan_strategy="disable")
-        for metric in (self.loss, self.images):
-            # In float32 a sum over an epoch would round; not every accelerator has float64.
-            metric.set_dtype(torch.float64)
+        for name in ("loss_sum", "correct", "images"):
+            # In float32 a sum over an epoch would round; float64 also counts exactly.
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
 
     def update(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a rank's batch.
@@ -47,51 +44,44 @@ class Totals(nn.Module):
             logits: ``[n, num_classes]``
             labels: ``[n]``
         """
-        self.loss.update(loss_sum.detach())
-        self.accuracy.update(logits.detach(), labels)
-        self.images.update((labels != PADDING).sum())
+        self.loss_sum += loss_sum.detach()
+        self.correct += (logits.detach().argmax(1) == labels).sum()  # no class has PADDING's number
+        self.images += (labels != PADDING).sum()
 
     def compute(self) -> dict[str, float]:
-        """``loss`` and ``accuracy`` as means over ``images`` images; a collective, then reset.
+        """Return ``loss`` and ``accuracy`` as means over the ``images`` of all ranks, and reset.
 
-        Where no image was counted, the means are not a number.
+        A collective. Where no image was counted, the means are not a number.
         """
-        images = int(self.images.compute())
-        if images == 0:
-            self.reset()
-            return {"loss": math.nan, "accuracy": math.nan, "images": 0}
-        # Accuracy is divided in float32: the whole number of right images gives it exactly.
-        right = round(float(self.accuracy.compute()) * images)
-        loss_sum = float(self.loss.compute())
+        sums = torch.stack([self.loss_sum, self.correct, self.images])
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # Gathered and added in the order of ranks: how an all-reduce orders its sums is open.
+            ranks = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
+            dist.all_gather(ranks, sums)
+            sums = torch.stack(ranks).sum(0)
         self.reset()
-        return {"loss": loss_sum / images, "accuracy": right / images, "images": images}
+        loss_sum, correct, images = sums.tolist()
+        if images == 0:
+            return {"loss": math.nan, "accuracy": math.nan, "images": 0}
+        return {"loss": loss_sum / images, "accuracy": correct / images, "images": int(images)}
 
-    def accuracy_here(self) -> float:
-        """Accuracy over this rank's images so far; no collective."""
-        correct, wrong = (torch.as_tensor(s).sum() for s in (self.accuracy.tp, self.accuracy.fn))
-        return float(correct / (correct + wrong))
+    def running(self) -> Tensor:
+        """Return the accuracy over this rank's images so far, on the device; no collective."""
+        return self.correct / self.images
 
     def state(self) -> dict[str, Tensor]:
-        """This rank's sums and counts by name, as they are."""
-        return {
-            f"{name}.{key}": torch.as_tensor(value)
-            for name, metric in self._metrics()
-            for key, value in metric.metric_state.items()
-        }
+        """Return this rank's sums and counts by name, as they are: live tensors."""
+        return dict(self.named_buffers())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from sums and counts as `state` gives them."""
-        with torch.no_grad():
-            for name, value in self.state().items():
-                value.copy_(state[name])
+        """Continue from sums and counts as `state` gives them."""
+        for name, value in self.state().items():
+            value.copy_(state[name])
 
     def reset(self) -> None:
         """Forget what was counted."""
-        for _, metric in self._metrics():
-            metric.reset()
-
-    def _metrics(self) -> list[tuple[str, Metric]]:
-        return [("loss", self.loss), ("accuracy", self.accuracy), ("images", self.images)]
+        for value in self.state().values():
+            value.zero_()
 
 
 class Classifier(pl.LightningModule):
@@ -101,22 +91,19 @@ class Classifier(pl.LightningModule):
     by itself.
 
     Args:
-        network: from ``[B, 3, H, W]`` images to ``[B, num_classes]`` logits.
+        network: from ``[B, 3, H, W]`` images to ``[B, classes]`` logits.
         config: loss, optimizer and schedule.
-        num_classes: the network's outputs.
         steps_per_epoch: optimizer steps in an epoch, for schedules by step.
     """
 
-    def __init__(
-        self, network: nn.Module, config: TrainConfig, num_classes: int, steps_per_epoch: int
-    ) -> None:
+    def __init__(self, network: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         super().__init__()
         self.network = network
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         self.tested: dict[str, float] = {}
         self.totals = nn.ModuleDict(
-            {f"{stage}_totals": Totals(num_classes) for stage in ("train", "val", "test")}
+            {f"{stage}_totals": Totals() for stage in ("train", "val", "test")}
         )
 
     def totals_of(self, stage: str) -> Totals:

@@ -26,9 +26,13 @@ from cifar_dist.storage import AnyPath, write_atomically
 from cifar_dist.training.checkpoints import (
     IDENTITY,
     BadCheckpoint,
+    Checkpoints,
+    checkpoint_as_bytes,
     read_checkpoint,
 )
+from cifar_dist.training.reading import Reading
 from cifar_dist.training.seeding import generator_states, restore_generators
+from cifar_dist.training.writer import BackgroundWriter
 
 SECONDS_BETWEEN_STEP_EVENTS = 0.5
 
@@ -67,11 +71,13 @@ class Record(Checkpoint):
         config: the run's settings.
         identity: what the run computes, see `find_checkpoint`.
         report: called on every rank with each epoch's row.
-        ask: called on every rank behind each step and epoch.
+        writer: writes all files but the first, beside training.
+        ask: called on every rank after each step and epoch.
 
     Raises:
         Interrupted: on every rank, having saved a checkpoint, when ``ask`` says to stop.
-        RunFailed: a file cannot be written; what was there is intact.
+        RunFailed: a file cannot be written; what was there is intact. Where the writer found it
+            out, the run has trained for up to an epoch since.
     """
 
     def __init__(
@@ -80,12 +86,14 @@ class Record(Checkpoint):
         config: TrainConfig,
         identity: Mapping[str, Any],
         report: Callable[[dict[str, Any]], None],
+        writer: BackgroundWriter,
         ask: Ask = go_on,
     ) -> None:
         self.run = run
         self.config = config
         self.identity = identity
         self.report = report
+        self.writer = writer
         self.ask = ask
         self.history: list[dict[str, Any]] = []
         self.best_epoch = 0
@@ -161,10 +169,15 @@ class Record(Checkpoint):
         if order is not Order.GO_ON or self._due_by_step(trainer):
             file = self.run.checkpoint(trainer.current_epoch + 1, batch_idx + 1)
             self._save_checkpoint(trainer, pl_module, file)
+        if order is not Order.GO_ON:
+            self.writer.wait()  # whoever gave the order may end this process next
         if order is Order.STOP:
             raise Interrupted
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            # The last steps may not have run yet; without this they would count as validation.
+            torch.cuda.synchronize(pl_module.device)
         self._trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -188,35 +201,44 @@ class Record(Checkpoint):
         }
         self.history.append(row)
         best = not self.best_epoch or val["accuracy"] > self.best["val_accuracy"]
-        weights = weights_as_bytes(pl_module.network) if best else b""
         if best:
             self.best_epoch = epoch
-            self._best_sha256 = hashlib.sha256(weights).hexdigest()
         over = epoch == trainer.max_epochs
-        # Once the last epoch is over only the test is left, which takes less than going on would.
+        # Once the last epoch is over only the test is left, which takes less than resuming would.
         order = Order.GO_ON if over else self.ask(trainer.global_step)
         every = self.config.checkpoint_epochs
         due = self._due_by_step(trainer) or (every is not None and epoch % every == 0)
-        # The best epoch has a checkpoint too, and before its weights are written: a run that goes
-        # on from the newest one never finds weights of an epoch that it knows nothing of.
+        # The best epoch has a checkpoint too, and before its weights are written: a run that is
+        # resumed from the newest one never finds weights of an epoch that it knows nothing of.
         if best or due or over or order is not Order.GO_ON:
-            self._save_checkpoint(trainer, pl_module, self.run.checkpoint(epoch))
-        if trainer.is_global_zero:
-            if best:
-                write_atomically(self.run.model_file, weights)
-            self.run.write_metrics(self.history)
+            self._save_checkpoint(trainer, pl_module, self.run.checkpoint(epoch), best)
+        elif trainer.is_global_zero:
+            rows = list(self.history)
+            self.writer.submit(lambda: self.run.write_metrics(rows))
         for logger in trainer.loggers:
             logger.log_metrics({k: float(v) for k, v in row.items()}, step=trainer.global_step)
         self.report(row)
+        if order is not Order.GO_ON:
+            self.writer.wait()
         if order is Order.STOP:
             raise Interrupted
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Every rank reads the best weights next.
+        self.writer.wait()
+        trainer.strategy.barrier("the last files are written")
+
     def rank_state(self, pl_module: Classifier) -> dict[str, Any]:
-        """What this rank has that others have not."""
+        """Return what this rank has that others have not, its tensors on the CPU.
+
+        Pickled, a tensor of a GPU would be put on the GPU of that number in the process that
+        gathers: it may have none of it, and else a context there takes half a gigabyte.
+        """
+        totals = pl_module.totals_of("train").state()
         return {
             "generators": generator_states(),
-            "totals": pl_module.totals_of("train").state(),
-            "statistics": {name: buffer.cpu() for name, buffer in running_statistics(pl_module)},
+            "totals": _on_cpu(totals),
+            "statistics": _on_cpu(dict(running_statistics(pl_module))),
         }
 
     def restore_rank(
@@ -233,7 +255,9 @@ class Record(Checkpoint):
             mine = [ranks[rank]] if same else ranks
             buffer.copy_(torch.stack([each["statistics"][name] for each in mine]).mean(0))
         totals = [each["totals"] for each in ranks]
-        if same:
+        if totals[0].keys() != pl_module.totals_of("train").state().keys():
+            pass  # of version 0.1.0, at an epoch's end, where nothing is counted
+        elif same:
             pl_module.totals_of("train").restore(totals[rank])
         elif rank == 0:
             summed = {name: sum(each[name] for each in totals) for name in totals[0]}
@@ -246,17 +270,48 @@ class Record(Checkpoint):
         return every is not None and trainer.global_step % every == 0
 
     def _save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, file: AnyPath
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, file: AnyPath, best: bool = False
     ) -> None:
+        """Copy out the run's state, and have it written, with what follows from it.
+
+        Args:
+            file: the checkpoint.
+            best: whether the epoch that ends here is the best one so far.
+        """
         assert isinstance(pl_module, Classifier)
         self._ranks = _gathered(self.rank_state(pl_module), trainer.world_size)
-        trainer.save_checkpoint(str(file))  # every rank takes part, rank 0 writes
+        checkpoints = trainer.strategy.checkpoint_io
+        assert isinstance(checkpoints, Checkpoints)
+        # Before the copy is made: two of them may be more than the device has room for.
+        self.writer.wait()
+        trainer.save_checkpoint(str(file))  # every rank takes part, rank 0 copies
         self._ranks = []
-        if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        snapshot = checkpoints.taken()
+        bests = {self.best_epoch, self._best_before()}
+        rows = list(self.history) if best or self._at_epoch_end(file) else None
+
+        def write() -> None:
+            content = snapshot.on_cpu()
+            weights = b""
+            if best:
+                weights = network_as_bytes(content["state_dict"])
+                self._best_sha256 = hashlib.sha256(weights).hexdigest()
+                content["callbacks"][self.state_key]["best_sha256"] = self._best_sha256
+            write_atomically(file, checkpoint_as_bytes(content))
             # The one before the newest stays: the newest may turn out to be damaged.
             newest = self.run.checkpoints_newest_first()[:2]
-            best = {self.best_epoch, self._best_before()}
-            self.run.prune_checkpoints({*newest, *map(self.run.checkpoint, best)})
+            self.run.prune_checkpoints({*newest, *map(self.run.checkpoint, bests)})
+            if best:
+                write_atomically(self.run.model_file, weights)
+            if rows is not None:
+                self.run.write_metrics(rows)
+
+        self.writer.submit(write)
+
+    def _at_epoch_end(self, file: AnyPath) -> bool:
+        return bool(self.history) and file == self.run.checkpoint(self.history[-1]["epoch"])
 
     def _best_before(self) -> int:
         """The best epoch as the checkpoint before the newest knows it."""
@@ -277,17 +332,7 @@ class Record(Checkpoint):
             raise RunFailed(
                 f"{file}: is not of the best epoch, {self.best_epoch}, and {checkpoint} {error}"
             ) from None
-        prefix = "network."
-        write_atomically(
-            file,
-            safetensors.torch.save(
-                {
-                    name.removeprefix(prefix): value
-                    for name, value in state.items()
-                    if name.startswith(prefix)
-                }
-            ),
-        )
+        write_atomically(file, network_as_bytes(state))
 
 
 def running_statistics(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -297,6 +342,18 @@ def running_statistics(module: nn.Module) -> list[tuple[str, Tensor]]:
         for name, buffer in module.named_buffers()
         if name.endswith(("running_mean", "running_var"))
     ]
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors of one type to the CPU in one transfer: each would wait for the device."""
+    if not tensors:
+        return {}
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()]).cpu()
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors.values()])
+    return {
+        name: part.view(tensor.shape).clone()
+        for (name, tensor), part in zip(tensors.items(), parts, strict=True)
+    }
 
 
 def _gathered(mine: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
@@ -329,6 +386,7 @@ class KeepAnswers(Callback):
         self.dataset = dataset
         self.best_epoch = best_epoch
         self._logits: list[Tensor] = []
+        self._counts: list[Tensor] = []
 
     def on_test_batch_end(
         self,
@@ -339,12 +397,14 @@ class KeepAnswers(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        # Without the images that only fill up the last batch.
-        self._logits.append(outputs[batch.labels != PADDING].float())
+        self._logits.append(outputs.float())
+        self._counts.append(batch.labels != PADDING)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        mine = {"logits": [part.cpu() for part in self._logits]}
-        self._logits = []
+        # Without the images that only fill up the last batch.
+        pairs = zip(self._logits, self._counts, strict=True)
+        mine = {"logits": [logits.cpu()[counts.cpu()] for logits, counts in pairs]}
+        self._logits, self._counts = [], []
         ranks = _gathered(mine, trainer.world_size)
         if not trainer.is_global_zero:
             return
@@ -365,18 +425,20 @@ class KeepAnswers(Callback):
 
 
 class StepEvents(Callback):
-    """Tells a listener now and then how far the epoch is; on rank 0.
+    """Reports a few times a second how far the epoch is; on rank 0.
 
-    The loss is that of the last step, on this rank. Reading it makes a GPU finish what it
-    does, so it is read a few times a second, not at each step.
+    Loss (of that step) and accuracy (of the epoch so far) are this rank's. They are reported once
+    the device has computed them, without waiting for it.
     """
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
-        self._said = self._started = 0.0
+        self._last = self._started = 0.0
+        self._under_way: tuple[dict[str, Any], Reading] | None = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._started = self._said = time.perf_counter()
+        self._started = self._last = time.perf_counter()
+        self._under_way = None
 
     def on_train_batch_end(
         self,
@@ -387,29 +449,43 @@ class StepEvents(Callback):
         batch_idx: int,
     ) -> None:
         now = time.perf_counter()
-        if now - self._said < SECONDS_BETWEEN_STEP_EVENTS:
-            return
-        assert isinstance(pl_module, Classifier)
-        loss: Tensor = outputs["loss"]
-        done = batch_idx + 1
-        self.listener(
-            {
+        if self._under_way is None and now - self._last >= SECONDS_BETWEEN_STEP_EVENTS:
+            assert isinstance(pl_module, Classifier)
+            done = batch_idx + 1
+            scale = batch.global_size / trainer.world_size / len(batch.labels)
+            event = {
                 "kind": "step",
                 "epoch": trainer.current_epoch + 1,
                 "step": done,
-                "loss": float(loss) * batch.global_size / trainer.world_size / len(batch.labels),
-                "accuracy": pl_module.totals_of("train").accuracy_here(),
                 "images_per_second": done * pl_module.config.batch_size / (now - self._started),
             }
-        )
-        self._said = now
+            loss = outputs["loss"].double() * scale
+            running = pl_module.totals_of("train").running()
+            self._under_way = event, Reading(torch.stack([loss, running]))
+            self._last = now
+        if self._under_way is not None and self._under_way[1].arrived:
+            (event, reading), self._under_way = self._under_way, None
+            loss_here, accuracy = reading.values()
+            self.listener({**event, "loss": loss_here, "accuracy": accuracy})
 
 
 def weights_as_bytes(network: nn.Module) -> bytes:
-    """A network's weights and statistics as the bytes of a safetensors file.
+    """Return a network's weights and statistics as the bytes of a safetensors file.
 
     The same weights give the same bytes, so a SHA-256 of them tells whether two runs agree.
     """
     return safetensors.torch.save(
         {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    )
+
+
+def network_as_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """Return the same of a network that is part of a checkpoint's ``state_dict``."""
+    prefix = "network."
+    return safetensors.torch.save(
+        {
+            name.removeprefix(prefix): value.contiguous()
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }
     )

@@ -15,7 +15,8 @@ from torch import Tensor
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Listener
 from cifar_dist.runs import RunDirectory
-from cifar_dist.storage import AnyPath, at, write_atomically
+from cifar_dist.storage import AnyPath, at
+from cifar_dist.training.writer import Snapshot
 
 IDENTITY = "cifar_dist"
 """Key in a checkpoint of what the run computes, see `find_checkpoint`."""
@@ -78,6 +79,7 @@ class Checkpoints(CheckpointIO):
 
     def __init__(self) -> None:
         self._read: tuple[str, dict[str, Any]] | None = None
+        self._taken: Snapshot | None = None
 
     def save_checkpoint(
         self,
@@ -85,12 +87,14 @@ class Checkpoints(CheckpointIO):
         path: str | os.PathLike[str],
         storage_options: Any | None = None,
     ) -> None:
-        """Write aside and rename.
+        """Copy it out; whoever asked Lightning to save takes it from `taken` and writes it."""
+        self._taken = Snapshot(checkpoint)
 
-        Raises:
-            RunFailed: it cannot be written, e.g. to a full disk; what was there stays.
-        """
-        write_atomically(at(path), checkpoint_as_bytes(checkpoint))
+    def taken(self) -> Snapshot:
+        """Return the copy that was made last, once."""
+        taken, self._taken = self._taken, None
+        assert taken is not None
+        return taken
 
     def load_checkpoint(
         self,

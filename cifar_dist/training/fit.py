@@ -41,6 +41,7 @@ from cifar_dist.training.memory import freed_memory_kept
 from cifar_dist.training.nonfinite import SkipNonFinite, StopOnNonFinite
 from cifar_dist.training.seeding import set_seed
 from cifar_dist.training.trackers import make_logger
+from cifar_dist.training.writer import BackgroundWriter
 
 
 def fit(
@@ -95,10 +96,11 @@ def fit(
         network.compile()
     images = ImageDataModule(config, dataset)
     steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
-    module = Classifier(network, config, len(dataset.classes), steps_per_epoch)
+    module = Classifier(network, config, steps_per_epoch)
     identity = {**config.computes(), "dataset_fingerprint": dataset.fingerprint}
+    writer = BackgroundWriter()
     record = Record(
-        run, config, identity, _also_tell(listener, report) if rank == 0 else report, ask
+        run, config, identity, _also_tell(listener, report) if rank == 0 else report, writer, ask
     )
     skips = SkipNonFinite(listener if rank == 0 else ignore)
     callbacks: list[pl.Callback] = [
@@ -146,7 +148,7 @@ def fit(
     found = None if checkpoint is None else str(checkpoint)
     if rank == 0:
         listener({"kind": "start", "world_size": trainer.world_size, "checkpoint": found})
-    with freed_memory_kept():
+    with freed_memory_kept(), writer:
         trainer.fit(module, images, ckpt_path=found, weights_only=True)
 
     weights_sha256 = hashlib.sha256(weights_as_bytes(network)).hexdigest()

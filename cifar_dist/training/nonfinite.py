@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections import deque
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -15,14 +16,18 @@ from cifar_dist.errors import Diverged
 from cifar_dist.events import Listener, ignore
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.runs import RunDirectory
+from cifar_dist.training.reading import Reading
+
+STEPS_AHEAD = 8
+"""How many steps may be given to a GPU before the loss of the first of them is read."""
 
 
 class StopOnNonFinite(Callback):
     """Ends the run at the step whose loss is not finite.
 
-    On a GPU the loss is looked at when the next step begins, at a checkpoint or at the epoch's
-    end, whichever comes first: to look at once would make the device finish each step before the
-    next is prepared. The step that is named, and what is saved, are the same.
+    A GPU's losses are read as they arrive, at most `STEPS_AHEAD` steps late, and all of them before
+    a checkpoint and at an epoch's end: to read each at once would make the device finish a step
+    before the next is prepared. The step that is named, and what is saved, are the same.
 
     Raises:
         Diverged: on the rank that sees it.
@@ -30,65 +35,59 @@ class StopOnNonFinite(Callback):
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
-        self._unseen: tuple[_Copy, str] | None = None
+        self._unread: deque[tuple[Reading, Where]] = deque()
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        self._look()
-        self._unseen = (_Copy(loss.detach()), _where(trainer))
-        if loss.device.type == "cpu":
-            self._look()
+        self._unread.append((Reading(loss), Where.of(trainer)))
+        self._read(at_most_unread=STEPS_AHEAD)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._look()
+        self._read()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._look()
+        self._read()
         # A gradient may be too large where the loss is not yet.
-        for name, weight in pl_module.named_parameters():
-            if not bool(torch.isfinite(weight).all()):
-                raise Diverged(self._message(f"{name} is not finite before {_where(trainer)}"))
+        names, weights = zip(*pl_module.named_parameters(), strict=True)
+        finite = torch.stack([torch.isfinite(weight).all() for weight in weights]).tolist()
+        if not all(finite):
+            name = names[finite.index(False)]
+            raise Diverged(self._message(f"{name} is not finite before {Where.of(trainer)}"))
 
-    def _look(self) -> None:
-        if self._unseen is None:
-            return
-        (copy, where), self._unseen = self._unseen, None
-        if not math.isfinite(loss := copy.value()):
-            raise Diverged(self._message(f"the loss is {loss} at {where}"))
+    def _read(self, at_most_unread: int = 0) -> None:
+        while self._unread and (len(self._unread) > at_most_unread or self._unread[0][0].arrived):
+            reading, where = self._unread.popleft()
+            if not math.isfinite(loss := reading.values()[0]):
+                raise Diverged(self._message(f"the loss is {loss} at {where}"))
 
     def _message(self, what: str) -> str:
         checkpoints = self.run.checkpoints_newest_first()
         last = (
             f"the last good checkpoint is {checkpoints[0]}" if checkpoints else "no checkpoint yet"
         )
-        return f"{what}; {last}; lower --lr, change --precision, or leave such updates out"
+        return f"{what}; {last}; lower --lr, change --precision, or skip such updates"
 
 
-class _Copy:
-    """A number on its way to the CPU; nothing waits for it before its value is asked for."""
+class Where(NamedTuple):
+    """A step that is under way; formatted only where it is shown."""
 
-    def __init__(self, number: Tensor) -> None:
-        self._number = number
-        self._arrived: torch.cuda.Event | None = None
-        if number.device.type == "cuda":
-            self._number = torch.empty_like(number, device="cpu", pin_memory=True)
-            self._number.copy_(number, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+    step: int
+    """1-based, since the run's start."""
+    epoch: int
+    """1-based."""
+    lr: float
 
-    def value(self) -> float:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return float(self._number)
+    @classmethod
+    def of(cls, trainer: pl.Trainer) -> Where:
+        """Return where a trainer is."""
+        lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+        return cls(trainer.global_step + 1, trainer.current_epoch + 1, lr)
 
-
-def _where(trainer: pl.Trainer) -> str:
-    """Step and epoch (both 1-based) that are under way, and the learning rate."""
-    lr = float(trainer.optimizers[0].param_groups[0]["lr"])
-    return f"step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1}, lr {lr:g})"
+    def __str__(self) -> str:
+        return f"step {self.step} (epoch {self.epoch}, lr {self.lr:g})"
 
 
 class SkipNonFinite(Callback):

@@ -28,28 +28,38 @@ def test_known_answers(counter: list[int], key: tuple[int, int], expected: list[
     assert words.tolist() == [expected, expected]
 
 
-def test_words_depend_on_image_alone_not_on_its_neighbours() -> None:
-    together = random_words(7, Stream.CROP_AND_FLIP, 3, np.arange(100))
-    alone = random_words(7, Stream.CROP_AND_FLIP, 3, np.array([42]))
-    assert np.array_equal(together[42], alone[0])
+def test_words_are_numpys_philox_by_image() -> None:
+    raw = np.random.Philox(key=np.array([7, (1 << 32) + 3], np.uint64)).random_raw(400)
+    words = random_words(7, Stream.CROP_AND_FLIP, 3, 100)
+    assert words[42].tolist() == raw[168:172].tolist()
+
+
+def test_words_depend_on_the_image_not_on_how_many_there_are() -> None:
+    few, many = (random_words(7, Stream.CROP_AND_FLIP, 3, count) for count in (50, 90_000))
+    assert np.array_equal(few, many[:50])
 
 
 def test_seed_stream_epoch_and_image_each_matter() -> None:
-    images = np.arange(50)
-    base = random_words(1, Stream.CROP_AND_FLIP, 0, images)
+    base = random_words(1, Stream.CROP_AND_FLIP, 0, 50)
     for other in (
-        random_words(2, Stream.CROP_AND_FLIP, 0, images),
-        random_words(1 + 2**32, Stream.CROP_AND_FLIP, 0, images),
-        random_words(1, Stream.CUTOUT, 0, images),
-        random_words(1, Stream.CROP_AND_FLIP, 1, images),
-        random_words(1, Stream.CROP_AND_FLIP, 0, images + 50),
+        random_words(2, Stream.CROP_AND_FLIP, 0, 50),
+        random_words(1 + 2**32, Stream.CROP_AND_FLIP, 0, 50),
+        random_words(1, Stream.CUTOUT, 0, 50),
+        random_words(1, Stream.CROP_AND_FLIP, 1, 50),
+        random_words(1, Stream.CROP_AND_FLIP, 0, 100)[50:],
     ):
         assert (other != base).mean() > 0.99
 
 
 def test_below_is_uniform_and_in_range() -> None:
-    words = random_words(0, Stream.CROP_AND_FLIP, 0, np.arange(90_000))[:, 0]
+    words = random_words(0, Stream.CROP_AND_FLIP, 0, 90_000)[:, 0]
     counts = np.bincount(below(words, 9), minlength=9)
     assert len(counts) == 9
     # Chi-squared with 8 degrees of freedom: 26.1 is passed by 999 of 1,000 fair draws.
     assert ((counts - 10_000) ** 2 / 10_000).sum() < 26.1
+
+
+def test_below_maps_the_least_and_the_greatest_word_to_the_ends() -> None:
+    ends = np.array([0, 2**64 - 1], np.uint64)
+    assert below(ends, 9).tolist() == [0, 8]
+    assert below(ends, 1).tolist() == [0, 0]

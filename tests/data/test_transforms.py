@@ -24,6 +24,10 @@ def images() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), np.uint8))
 
 
+def drawn(augmentation: Augmentation, images: int, seed: int = 1, epoch: int = 2) -> Draws:
+    return Draws(*torch.from_numpy(augmentation.draw(seed, epoch, images, 32)))
+
+
 def on(device: str, draws: Draws) -> Draws:
     return Draws(*(each.to(device) for each in draws))
 
@@ -32,7 +36,7 @@ def on(device: str, draws: Draws) -> Draws:
 @pytest.mark.parametrize(("padding", "flip"), [(4, 0.5), (0, 0.5), (3, 0.0), (4, 1.0)])
 def test_crop_and_flip_are_torchvisions(images, padding: int, flip: float, device: str) -> None:
     augmentation = Augmentation(padding, flip, cutout=0)
-    draws = augmentation.draw(seed=1, epoch=2, images=np.arange(64), size=32)
+    draws = drawn(augmentation, 64)
     ours = augmentation.apply(images.to(device), on(device, draws)).cpu()
     for image, got, top, left, flipped in zip(images, ours, *draws[:3], strict=True):
         expected = reference.crop(reference.pad(image, padding), int(top), int(left), 32, 32)
@@ -41,7 +45,7 @@ def test_crop_and_flip_are_torchvisions(images, padding: int, flip: float, devic
 
 
 def test_draws_cover_their_ranges() -> None:
-    draws = Augmentation(4, 0.25, 8).draw(seed=0, epoch=0, images=np.arange(20_000), size=32)
+    draws = drawn(Augmentation(4, 0.25, 8), 20_000)
     for offsets in (draws.top, draws.left):
         assert offsets.unique().tolist() == list(range(9))
     assert draws.flip.float().mean() == pytest.approx(0.25, abs=0.02)
@@ -49,21 +53,25 @@ def test_draws_cover_their_ranges() -> None:
         assert middle.unique().tolist() == list(range(32))
 
 
+@pytest.mark.parametrize(("flip", "share"), [(0.0, 0), (1.0, 1)])
+def test_probabilities_0_and_1_mean_never_and_always(flip: float, share: float) -> None:
+    assert drawn(Augmentation(0, flip, 0), 10_000).flip.float().mean() == share
+
+
 def test_an_image_is_augmented_alike_in_any_batch(images) -> None:
     augmentation = Augmentation(4, 0.5, 8)
-    numbers = np.arange(1000, 1064)
-    whole = augmentation.apply(images, augmentation.draw(5, 1, numbers, 32))
-    part = augmentation.apply(images[40:50], augmentation.draw(5, 1, numbers[40:50], 32))
+    draws = drawn(augmentation, 64)
+    whole = augmentation.apply(images, draws)
+    part = augmentation.apply(images[40:50], Draws(*(each[40:50] for each in draws)))
     assert torch.equal(whole[40:50], part)
-    other_epoch = augmentation.apply(images, augmentation.draw(5, 2, numbers, 32))
-    assert not torch.equal(whole, other_epoch)
+    assert not torch.equal(whole, augmentation.apply(images, drawn(augmentation, 64, epoch=3)))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("side", [1, 7, 8])
 def test_cutout_blanks_a_square_cut_off_at_the_edge(side: int, device: str) -> None:
     augmentation = Augmentation(0, 0.0, cutout=side)
-    draws = augmentation.draw(seed=3, epoch=0, images=np.arange(200), size=32)
+    draws = drawn(augmentation, 200)
     blanked = augmentation.blank(torch.ones(200, 3, 32, 32, device=device), on(device, draws)).cpu()
     for image, row, column in zip(blanked, draws.cutout_row, draws.cutout_column, strict=True):
         expected = torch.ones(3, 32, 32)

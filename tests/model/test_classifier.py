@@ -17,7 +17,7 @@ from cifar_dist.model.classifier import Classifier
 def classifier(world_size: int = 1, **settings) -> Classifier:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
-    module = Classifier(network, TrainConfig(**settings), num_classes=10, steps_per_epoch=7)
+    module = Classifier(network, TrainConfig(**settings), steps_per_epoch=7)
     module._trainer = SimpleNamespace(world_size=world_size)
     return module
 

@@ -15,7 +15,7 @@ import torch
 from cifar_dist.errors import Diverged, Interrupted
 from cifar_dist.runs import RunDirectory
 from cifar_dist.training.checkpoints import read_checkpoint
-from cifar_dist.training.nonfinite import StopOnNonFinite
+from cifar_dist.training.reading import Reading
 from tests.conftest import ROOT
 from tests.training.small import STEPS, SignalAt, Small, TrainFew, small_network
 
@@ -71,26 +71,26 @@ def test_before_the_first_checkpoint_there_is_none_to_name(
         train_few(tmp_path, "broken")
 
 
-def test_what_is_looked_at_late_is_still_seen_before_it_is_saved(
+def test_a_loss_that_arrives_late_is_read_before_anything_is_saved(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As on a GPU, where a step's loss is looked at when the next one begins.
-    look = StopOnNonFinite._look
-    late: list[str] = []
-
-    def looking(self) -> None:
-        frame = sys._getframe(1).f_code.co_name
-        if frame == "on_before_backward" and self._unseen is not None and frame not in late:
-            late.append(frame)
-            return  # the look right behind a loss; the next call is the next step's
-        late.clear()
-        look(self)
-
-    monkeypatch.setattr(StopOnNonFinite, "_look", looking)
-    break_at(monkeypatch, 3)
-    with pytest.raises(Diverged, match=r"the loss is nan at step 4 \(epoch 1"):
+    # As on a GPU that is some steps behind.
+    monkeypatch.setattr(Reading, "arrived", False)
+    break_at(monkeypatch, 2)
+    with pytest.raises(Diverged, match=r"the loss is nan at step 3 \(epoch 1"):
         train_few(tmp_path, "broken", checkpoint_every="4s")
     assert RunDirectory.at(str(tmp_path), "broken").checkpoints_newest_first() == []
+
+
+def test_a_loss_that_never_arrives_is_waited_for_after_a_few_steps(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reading, "arrived", False)
+    monkeypatch.setattr("cifar_dist.training.nonfinite.STEPS_AHEAD", 2)
+    break_at(monkeypatch, 1)
+    with pytest.raises(Diverged, match=r"the loss is nan at step 2 \(epoch 1"):
+        train_few(tmp_path, "broken")
+    assert len(Breaking.seen) == 1 + 1 + 2
 
 
 @pytest.mark.gpu
