@@ -17,9 +17,9 @@ GOLDEN = {
     "adamw": [2.2480023, 2.6432588, 2.6568868, 2.4976144, 2.1577532, 2.3336556],
     "sgd": [2.2480023, 2.6503501, 2.7896218, 2.5439973, 2.3098564, 2.4681022],
 }
-"""By optimizer: rank 0's losses after each step, at seed 0, with torch 2.15 on an x86 CPU, taken when
-NumPy's Philox came to draw the order and the augmentation. With the draws of version 0.1.0 the
-same code gave the losses that 0.1.0 had, to a millionth."""
+"""By optimizer: rank 0's losses after each step, at seed 0, taken with torch 2.15 on an x86 CPU
+when NumPy's Philox came to draw the order and the augmentation. With the draws of version 0.1.0
+the same code gave the losses that 0.1.0 had, to a millionth."""
 
 
 @pytest.fixture
