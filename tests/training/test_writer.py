@@ -54,9 +54,13 @@ def test_the_end_waits_for_the_last_job_and_keeps_the_first_error() -> None:
         done.append("tried")
         raise RunFailed("no room")
 
-    with pytest.raises(Interrupted), BackgroundWriter() as writer:
-        writer.submit(fail)
-        raise Interrupted
+    def interrupted() -> None:
+        with BackgroundWriter() as writer:
+            writer.submit(fail)
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        interrupted()
     assert done == ["tried"]
     with pytest.raises(RunFailed), BackgroundWriter() as writer:
         writer.submit(fail)
