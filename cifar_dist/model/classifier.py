@@ -106,6 +106,14 @@ class Classifier(pl.LightningModule):
             {f"{stage}_totals": Totals() for stage in ("train", "val", "test")}
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the hook that it calls some forty times a step, and torch looks each time
+        # whether a name is a parameter's or a module's.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def totals_of(self, stage: str) -> Totals:
         """What was counted in ``train``, ``val`` or ``test``."""
         totals = self.totals[f"{stage}_totals"]

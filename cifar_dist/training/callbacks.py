@@ -373,15 +373,13 @@ class KeepAnswers(Callback):
     Args:
         run: where to write.
         dataset: whose test images are gone through.
-        best_epoch: 1-based; asked for when the test is over.
+        best_epoch: 1-based.
 
     Raises:
         RunFailed: the file cannot be written.
     """
 
-    def __init__(
-        self, run: RunDirectory, dataset: CachedDataset, best_epoch: Callable[[], int]
-    ) -> None:
+    def __init__(self, run: RunDirectory, dataset: CachedDataset, best_epoch: int) -> None:
         self.run = run
         self.dataset = dataset
         self.best_epoch = best_epoch
@@ -414,7 +412,7 @@ class KeepAnswers(Callback):
         images, members = self.dataset.part("test")
         answers = Answers.of(
             "test",
-            self.best_epoch(),
+            self.best_epoch,
             self.dataset.classes,
             logits,
             images.labels[members],

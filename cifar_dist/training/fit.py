@@ -37,6 +37,7 @@ from cifar_dist.training.callbacks import (
 )
 from cifar_dist.training.checkpoints import Checkpoints
 from cifar_dist.training.environment import environment
+from cifar_dist.training.lightning_steps import NoProfiler
 from cifar_dist.training.memory import freed_memory_kept
 from cifar_dist.training.nonfinite import SkipNonFinite, StopOnNonFinite
 from cifar_dist.training.seeding import set_seed
@@ -106,9 +107,8 @@ def fit(
     callbacks: list[pl.Callback] = [
         StopOnNonFinite(run) if config.on_nonfinite == "stop" else skips,
         record,
-        KeepAnswers(run, dataset, lambda: record.best_epoch),
     ]
-    if not config.sync_batchnorm:  # else they are the same on all ranks
+    if strategy != "auto" and not config.sync_batchnorm:  # else they are the same on all ranks
         callbacks.append(AverageBatchNorm())
     if rank == 0:
         callbacks.append(StepEvents(listener))
@@ -122,6 +122,7 @@ def fit(
             }
         )
     checkpoints = Checkpoints()
+    # Lightning calls every callback at six places in a step, so none is there that has no use.
     trainer = pl.Trainer(
         max_epochs=config.max_epochs,
         accelerator="gpu" if config.use_gpu else "cpu",
@@ -135,6 +136,7 @@ def fit(
         logger=(make_logger(config, run) if rank == 0 else None) or False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        profiler=NoProfiler(),
     )
     # Lightning would end the run on SIGTERM by itself, at an epoch's end and with exit 0. Signals
     # are the business of whoever called this.
@@ -155,6 +157,8 @@ def fit(
     tested: dict[str, Any] = {"accuracy": None, "loss": None, "images": 0}
     if test:
         network.load_state_dict(load(run.model_file.read_bytes()))
+        kept = KeepAnswers(run, dataset, record.best_epoch)
+        trainer.callbacks.append(kept)  # type: ignore[attr-defined]
         trainer.test(module, images, verbose=False)
         tested = module.tested
     return Outcome(

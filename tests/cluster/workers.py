@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def raising_worker(work: Work) -> Outcome:
 
 
 def killed_worker(work: Work) -> Outcome | None:
-    """Train, but the first time rank 1 is killed behind the fifth step."""
+    """Train, but the first time rank 1 is killed after the fifth step, once the fourth is saved."""
     from cifar_dist.training import callbacks
 
     marker: Path = work.run.path / "killed"
@@ -70,6 +71,8 @@ def killed_worker(work: Work) -> Outcome | None:
             super().on_train_batch_end(trainer, *args)
             if trainer.global_rank == 1 and trainer.global_step == 5 and not marker.exists():
                 marker.touch()
+                while not work.run.checkpoint(1, 4).exists():  # rank 0 writes beside training
+                    time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
 
     from cifar_dist.training import fit
