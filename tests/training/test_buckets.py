@@ -44,7 +44,7 @@ def layouts(ddp: DistributedDataParallel, steps: int) -> list[list[tuple[int, ..
     """The shapes in each bucket, in the order in which buckets are exchanged, by step."""
     seen: list[list[tuple[int, ...]]] = []
 
-    def hook(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def hook(state, bucket):  # DDP wants annotations that are types, or none
         seen[-1].append(tuple(id(weight) for weight in bucket.parameters()))
         future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         future.set_result(bucket.buffer())
