@@ -110,7 +110,9 @@ def _learning(history: pd.DataFrame, summary: dict[str, Any], config: TrainConfi
             "so far."
         )
     if skipped := summary.get("skipped_updates"):
-        notes.append(f"{skipped} updates were left out because their loss was not finite.")
+        notes.append(
+            f"{skipped} updates were skipped because their loss or a gradient was not finite."
+        )
     best = int(history.loc[history["val_accuracy"].idxmax(), "epoch"])
     return Section("Learning", notes, figures.learning_curves(history, best))
 

@@ -100,12 +100,14 @@ def fit(
     record = Record(
         run, config, identity, _also_tell(listener, report) if rank == 0 else report, ask
     )
-    skips = SkipNonFinite(listener if rank == 0 else ignore)
+    skips = SkipNonFinite(listener if rank == 0 else ignore, config.on_nonfinite == "skip")
     callbacks: list[pl.Callback] = [
-        StopOnNonFinite(run) if config.on_nonfinite == "stop" else skips,
+        skips,
         record,
         KeepAnswers(run, dataset, lambda: record.best_epoch),
     ]
+    if config.on_nonfinite == "stop":
+        callbacks.append(StopOnNonFinite(run))
     if not config.sync_batchnorm:  # else they are the same on all ranks
         callbacks.append(AverageBatchNorm())
     if rank == 0:
