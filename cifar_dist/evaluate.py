@@ -55,7 +55,7 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
 
     Args:
         config: the evaluation. With ``num_workers=0`` it runs in this process without Ray.
-        listener: told of waiting for a cluster that grows.
+        listener: notified of waiting for a cluster that grows, and of a precision that needs a GPU.
 
     Raises:
         UserError: no such model, bad weights or data, or too few resources.
@@ -64,6 +64,7 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
     file = config.weights_file
     trained = with_absolute_paths(
         config.trained(
+            listener,
             num_workers=config.num_workers,
             use_gpu=config.use_gpu,
             cpus_per_worker=config.cpus_per_worker,
