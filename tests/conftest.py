@@ -30,7 +30,9 @@ def ray_cluster() -> Iterator[None]:
     """One cluster for all tests of a session; more CPUs than the machine has, for 3 workers."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        num_cpus=4, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
     yield
     ray.shutdown()
 
