@@ -84,6 +84,9 @@ class TrainConfig:
     """Side that images are resized to on the device, in pixels."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     """Floating-point precision of the forward and backward pass."""
+    tf32: bool = True
+    """Convolutions in float32 may use TF32 on a GPU, as torch's default does; --no-tf32 computes
+    them in full float32."""
     compile: bool = False
     """Compile the network with torch.compile."""
     channels_last: bool = False

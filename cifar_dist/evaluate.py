@@ -114,7 +114,7 @@ def _logits(
         from cifar_dist.training.seeding import set_seed
         from cifar_dist.training.shares import logits_of_share
 
-        set_seed(trained.seed, trained.deterministic)
+        set_seed(trained.seed, trained.deterministic, trained.tf32)
         model = load_trained(where, read_weights(where), trained, dataset.about)
         return logits_of_share(model, dataset, config.split, config.batch_size, Share(0, 1))
 

@@ -77,7 +77,7 @@ def model_of(
     else:
         source = find_source(trained.dataset, str(trained.data_dir))
         about = prepare(trained.dataset, source).about
-    set_seed(trained.seed, trained.deterministic)
+    set_seed(trained.seed, trained.deterministic, trained.tf32)
     return load_trained(file, read_weights(file), trained, about), about
 
 

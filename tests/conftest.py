@@ -25,6 +25,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["CIFAR_DIST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _nothing_undetermined_on_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In tests on a GPU an operation that is not deterministic raises."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("gpu"):
+            patch.setattr("cifar_dist.training.seeding.WARN_ONLY", False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One cluster for all tests of a session; more CPUs than the machine has, for 3 workers."""

@@ -264,7 +264,7 @@ def _measured(
         precision="32" if config.precision == "16-mixed" else config.precision,
     )  # fmt: skip
     where = str(run.model_file)
-    set_seed(here.seed, here.deterministic)
+    set_seed(here.seed, here.deterministic, here.tf32)
     model = load_trained(where, read_weights(where), here, dataset.about)
     split = "val" if summary.get("test_accuracy") is None else "test"
     logits = logits_of_share(model, dataset, split, 500, Share(0, 1))

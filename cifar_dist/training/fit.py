@@ -6,6 +6,7 @@ workers talk to each other is in the strategy and plugins that it is given.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import warnings
@@ -39,7 +40,7 @@ from cifar_dist.training.checkpoints import Checkpoints
 from cifar_dist.training.environment import environment
 from cifar_dist.training.memory import freed_memory_kept
 from cifar_dist.training.nonfinite import SkipNonFinite, StopOnNonFinite
-from cifar_dist.training.seeding import set_seed
+from cifar_dist.training.seeding import nondeterminism_reported, set_seed
 from cifar_dist.training.trackers import make_logger
 
 
@@ -85,14 +86,16 @@ def fit(
         _silence_lightning()
     if config.use_gpu and not torch.cuda.is_available():
         raise UserError("--use-gpu: torch finds no GPU here; leave it out to train on the CPU")
-    set_seed(config.seed + rank, config.deterministic)
+    set_seed(config.seed + rank, config.deterministic, config.tf32)
     network = resnet18(len(dataset.classes), config.stem, config.weights)
     if config.sync_batchnorm:
         synchronize(network)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     if config.compile:
-        network.compile()
+        # The epoch's last batch may be smaller. By default torch would then compile a graph for any
+        # size, which would serve all later batches, only slower.
+        network.compile(dynamic=False)
     images = ImageDataModule(config, dataset)
     steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     module = Classifier(network, config, len(dataset.classes), steps_per_epoch)
@@ -148,14 +151,18 @@ def fit(
     found = None if checkpoint is None else str(checkpoint)
     if rank == 0:
         listener({"kind": "start", "world_size": trainer.world_size, "checkpoint": found})
-    with freed_memory_kept():
+    undetermined = functools.partial(
+        nondeterminism_reported, listener if rank == 0 else ignore, set()
+    )
+    with freed_memory_kept(), undetermined():
         trainer.fit(module, images, ckpt_path=found, weights_only=True)
 
     weights_sha256 = hashlib.sha256(weights_as_bytes(network)).hexdigest()
     tested: dict[str, Any] = {"accuracy": None, "loss": None, "images": 0}
     if test:
         network.load_state_dict(load(run.model_file.read_bytes()))
-        trainer.test(module, images, verbose=False)
+        with undetermined():
+            trainer.test(module, images, verbose=False)
         tested = module.tested
     return Outcome(
         history=record.history,
