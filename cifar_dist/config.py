@@ -84,6 +84,9 @@ class TrainConfig:
     """Side that images are resized to on the device, in pixels."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     """Floating-point precision of the forward and backward pass."""
+    tf32: bool = True
+    """Convolutions in float32 may use TF32 on a GPU, as torch's default does; --no-tf32 computes
+    them in full float32."""
     compile: bool = False
     """Compile the network with torch.compile."""
     channels_last: bool = False
@@ -150,6 +153,12 @@ class TrainConfig:
             raise UserError(f"--gpus-per-worker {self.gpus_per_worker:g}: add --use-gpu")
         if self.use_gpu and not self.gpus_per_worker:
             raise UserError("--gpus-per-worker 0: contradicts --use-gpu; leave one of them out")
+        assert self.gpus_per_worker is not None  # see above
+        if not whole_or_fraction(self.gpus_per_worker):
+            raise UserError(
+                f"--gpus-per-worker {self.gpus_per_worker:g}: Ray gives whole GPUs or a part of "
+                f"one; use {int(self.gpus_per_worker)} or {int(self.gpus_per_worker) + 1}"
+            )
         if self.precision == "16-mixed" and not self.use_gpu:
             raise UserError("--precision 16-mixed: needs --use-gpu; on CPU choose 32 or bf16-mixed")
         if self.data_on_device == "on" and not self.use_gpu:
@@ -272,6 +281,11 @@ MAY_CHANGE_ON_RESUME = frozenset(
 
 def _flip(dataset: str) -> float:
     return 0.0 if dataset == "digits" else 0.5  # a mirrored 3 is no digit
+
+
+def whole_or_fraction(gpus: float) -> bool:
+    """Return whether Ray can give a worker so many GPUs: part of one, or a whole number."""
+    return gpus <= 1 or gpus == int(gpus)
 
 
 def flag(name: str) -> str:

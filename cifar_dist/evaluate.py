@@ -55,7 +55,7 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
 
     Args:
         config: the evaluation. With ``num_workers=0`` it runs in this process without Ray.
-        listener: told of waiting for a cluster that grows.
+        listener: notified of waiting for a cluster that grows, and of a precision that needs a GPU.
 
     Raises:
         UserError: no such model, bad weights or data, or too few resources.
@@ -64,6 +64,7 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
     file = config.weights_file
     trained = with_absolute_paths(
         config.trained(
+            listener,
             num_workers=config.num_workers,
             use_gpu=config.use_gpu,
             cpus_per_worker=config.cpus_per_worker,
@@ -113,7 +114,7 @@ def _logits(
         from cifar_dist.training.seeding import set_seed
         from cifar_dist.training.shares import logits_of_share
 
-        set_seed(trained.seed, trained.deterministic)
+        set_seed(trained.seed, trained.deterministic, trained.tf32)
         model = load_trained(where, read_weights(where), trained, dataset.about)
         return logits_of_share(model, dataset, config.split, config.batch_size, Share(0, 1))
 

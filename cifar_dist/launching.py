@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import Interrupted, first_line
-from cifar_dist.events import INTERRUPTED, Listener
+from cifar_dist.events import INTERRUPTED, Listener, ignore
 from cifar_dist.model_config import ModelConfig
 from cifar_dist.runs import Directory
 from cifar_dist.storage import AnyPath, at
@@ -48,11 +48,14 @@ def check_weights(config: TrainConfig) -> None:
         check_weights_file(config.weights, config.stem)
 
 
-def model_of(config: ModelConfig, **here: Any) -> tuple[TrainedModel, TrainedOn]:
+def model_of(
+    config: ModelConfig, listener: Listener = ignore, **here: Any
+) -> tuple[TrainedModel, TrainedOn]:
     """The model that a config names, on this process's device, and what it was trained on.
 
     Args:
         config: names the model.
+        listener: notified of a precision that needs a GPU.
         here: how it is used, by setting of `TrainConfig`.
 
     Raises:
@@ -66,7 +69,7 @@ def model_of(config: ModelConfig, **here: Any) -> tuple[TrainedModel, TrainedOn]
     from cifar_dist.training.seeding import set_seed
 
     file = str(config.weights_file)
-    trained = with_absolute_paths(config.trained(num_workers=0, **here))
+    trained = with_absolute_paths(config.trained(listener, num_workers=0, **here))
     saved = config.run and config.run.trained_on()
     if saved:
         lists = {name: tuple(saved[name]) for name in ("classes", "mean", "std")}
@@ -74,7 +77,7 @@ def model_of(config: ModelConfig, **here: Any) -> tuple[TrainedModel, TrainedOn]
     else:
         source = find_source(trained.dataset, str(trained.data_dir))
         about = prepare(trained.dataset, source).about
-    set_seed(trained.seed, trained.deterministic)
+    set_seed(trained.seed, trained.deterministic, trained.tf32)
     return load_trained(file, read_weights(file), trained, about), about
 
 

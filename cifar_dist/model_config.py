@@ -11,10 +11,12 @@ import tyro
 
 from cifar_dist.config import Ranges, TrainConfig, check_ranges, coerce_fields, flag, make_config
 from cifar_dist.errors import UserError
+from cifar_dist.events import Listener, ignore
 from cifar_dist.runs import RunDirectory
 from cifar_dist.storage import AnyPath, at
 
 WEIGHTS = (".safetensors", ".pth", ".pt")
+NO_HALF_ON_CPU = "the run was trained in 16-mixed, which needs a GPU; computing in float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +73,11 @@ class ModelConfig:
         problem = "is neither a run nor weights" if file.exists() else "there is no such file"
         raise UserError(f"{self.model}: {problem}; {wanted}")
 
-    def trained(self, **here: Any) -> TrainConfig:
+    def trained(self, listener: Listener = ignore, **here: Any) -> TrainConfig:
         """The settings that the weights were trained with, as far as using them needs them.
 
         Args:
+            listener: notified where float32 stands in for a precision that needs a GPU.
             here: how they are used, by setting: workers, GPU, precision; None for the run's.
 
         Raises:
@@ -95,6 +98,10 @@ class ModelConfig:
                 )
         if not Path(str(config.data_dir)).is_dir():  # trained on another machine
             given.setdefault("data_dir", TrainConfig().data_dir)
+        on_gpu = given.get("use_gpu", config.use_gpu)
+        if config.precision == "16-mixed" and not on_gpu and "precision" not in given:
+            given["precision"] = "32"
+            listener({"kind": "warning", "message": NO_HALF_ON_CPU})
         given["batch_size"] = max(config.batch_size, least)
         return dataclasses.replace(config, **given)
 

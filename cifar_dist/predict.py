@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cifar_dist.cli import parse_predict, run_command
 from cifar_dist.errors import UserError
+from cifar_dist.events import Listener, ignore
 from cifar_dist.launching import model_of
 from cifar_dist.model_config import PredictConfig
 
@@ -41,8 +42,12 @@ class Prediction:
     """Why the image could not be read, in a line; it then has no classes."""
 
 
-def predict(config: PredictConfig) -> Iterator[Prediction]:
+def predict(config: PredictConfig, listener: Listener = ignore) -> Iterator[Prediction]:
     """Load a model, and classify images, in the order in which they are named.
+
+    Args:
+        config: the model and the images.
+        listener: notified of a precision that needs a GPU.
 
     Returns:
         An iterator that does a batch at a time.
@@ -51,7 +56,7 @@ def predict(config: PredictConfig) -> Iterator[Prediction]:
         UserError: no such model or folder, or bad weights. An image that cannot be read raises
             nothing; its prediction says so.
     """
-    return _predictions(config, *model_of(config, use_gpu=config.use_gpu))
+    return _predictions(config, *model_of(config, listener, use_gpu=config.use_gpu))
 
 
 def _predictions(
@@ -130,7 +135,7 @@ def main(words: list[str]) -> None:
     """Parse, predict, print a line an image, and to standard error what goes wrong and how fast."""
     config = parse_predict(words)
     done = wrong = 0
-    predictions = predict(config)
+    predictions = predict(config, lambda event: print(event["message"], file=sys.stderr))
     began = time.monotonic()
     for prediction in predictions:
         if prediction.error is not None:

@@ -66,7 +66,7 @@ class Outcome:
     test_images: int
     """Images that the two figures are means of."""
     skipped_updates: int
-    """Steps that were undone because their loss was not finite."""
+    """Steps that were undone because their loss, or a gradient in float16, was not finite."""
     weights_sha256: str
     """SHA-256 of the last epoch's weights as the bytes of a safetensors file."""
 

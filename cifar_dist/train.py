@@ -159,6 +159,7 @@ def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> E
     steps = dataset.steps_per_epoch(config.batch_size)
     device = "GPU" if config.use_gpu else "CPU"
     each = config.gpus_per_worker if config.use_gpu else config.cpus_per_worker
+    on_gpu = f", {_arithmetic(config)}" if config.use_gpu else ""
     workers = f"{config.num_workers} workers x {each:g} {device} on " if config.max_workers else ""
     return {
         "kind": "plan",
@@ -169,10 +170,17 @@ def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> E
             f"({dataset.train_images:,} training, {dataset.validation_images:,} validation, "
             f"{dataset.test_images:,} test images)",
             f"{workers}{where}; {config.max_epochs} epochs x {steps} steps, "
-            f"batch size {config.batch_size}, {config.optimizer}, lr {config.lr:g}",
+            f"batch size {config.batch_size}, {config.optimizer}, lr {config.lr:g}{on_gpu}",
             f"run {shown(run.path)}",
         ],
     }
+
+
+def _arithmetic(config: TrainConfig) -> str:
+    """What a GPU computes convolutions in."""
+    if config.precision == "32":
+        return "TF32" if config.tf32 else "float32"
+    return {"bf16-mixed": "bf16", "16-mixed": "fp16"}[config.precision]
 
 
 def _results(trained: Trained, config: TrainConfig) -> list[str]:

@@ -28,6 +28,7 @@ from cifar_dist.config import (
     make_config,
     setting_names,
     unknown_name,
+    whole_or_fraction,
     with_preset,
 )
 from cifar_dist.errors import UserError
@@ -111,6 +112,13 @@ class TuneConfig:
             raise UserError("--gpus-per-trial 0: contradicts --use-gpu; leave one of them out")
         if self.gpus_per_trial and not self.train.use_gpu:
             raise UserError(f"--gpus-per-trial {self.gpus_per_trial:g}: add --use-gpu")
+        assert self.gpus_per_trial is not None  # see above
+        if not whole_or_fraction(each := self.gpus_per_trial / workers):
+            raise UserError(
+                f"--gpus-per-trial {self.gpus_per_trial:g}: is {each:g} for each of {workers} "
+                f"workers, and Ray gives whole GPUs or a part of one; use {workers * int(each)} or "
+                f"{workers * (int(each) + 1)}"
+            )
         _ = self.trial_base  # what each worker gets is checked by making it
 
     def _settle(self, name: str, value: Any) -> None:

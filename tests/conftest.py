@@ -25,12 +25,23 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["CIFAR_DIST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _nothing_undetermined_on_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In tests on a GPU an operation that is not deterministic raises."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("gpu"):
+            patch.setattr("cifar_dist.training.seeding.WARN_ONLY", False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One cluster for all tests of a session; more CPUs than the machine has, for 3 workers."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        num_cpus=4, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
     yield
     ray.shutdown()
 

@@ -59,6 +59,10 @@ def test_presets_supply_defaults_that_settings_override() -> None:
         ({"num_workers": -1}, "--num-workers -1"),
         ({"batch_size": 6, "num_workers": 4}, "4 workers need at least 2 images each, 8 in all"),
         ({"gpus_per_worker": 1}, "--gpus-per-worker 1: add --use-gpu"),
+        (
+            {"use_gpu": True, "gpus_per_worker": 1.5},
+            "--gpus-per-worker 1.5: Ray gives whole GPUs or a part of one; use 1 or 2",
+        ),
         ({"precision": "16-mixed"}, "--precision 16-mixed: needs --use-gpu"),
         ({"name": "../x"}, "--name ../x: must be letters"),
         ({"resume": True}, "--resume: say which run"),

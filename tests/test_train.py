@@ -13,6 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from cifar_dist.config import TrainConfig
+from cifar_dist.data.cache import prepare
+from cifar_dist.data.sources import find_source
+from cifar_dist.runs import RunDirectory
+from cifar_dist.train import _plan
 from tests.conftest import ROOT, Finished, first_images, run_command
 
 SMALL = ("--dataset", "digits", "--batch-size", "450", "--max-epochs", "2", "--no-report")
@@ -248,3 +253,21 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
         "interrupted; to go on: python -m cifar_dist.train --name cut --resume"
     ]
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use_gpu": True}, ", lr 0.001, TF32"),
+        ({"use_gpu": True, "tf32": False}, ", lr 0.001, float32"),
+        ({"use_gpu": True, "precision": "bf16-mixed"}, ", lr 0.001, bf16"),
+        ({"use_gpu": True, "precision": "16-mixed"}, ", lr 0.001, fp16"),
+        ({}, ", lr 0.001"),
+    ],
+)
+def test_the_plan_says_what_a_gpu_computes_in(
+    tmp_path: Path, few_digits: Path, settings: dict, said: str
+) -> None:
+    dataset = prepare("cifar10", find_source("cifar10", str(few_digits)))
+    plan = _plan(TrainConfig(**settings), RunDirectory(tmp_path), dataset, "here")
+    assert plan["lines"][1].endswith(said)

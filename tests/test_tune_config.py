@@ -50,6 +50,16 @@ def test_time_budgets_have_units(text, seconds: float) -> None:
         ({"workers_per_trial": 0}, "--workers-per-trial 0: must be 1 worker"),
         ({"num_workers": "1:2"}, "--num-workers 1:2: a trial keeps its number of workers"),
         ({"gpus_per_trial": 1}, "--gpus-per-trial 1: add --use-gpu"),
+        (
+            {"use_gpu": True, "gpus_per_trial": 1.5},
+            "--gpus-per-trial 1.5: is 1.5 for each of 1 work",
+        ),
+        (
+            {"use_gpu": True, "gpus_per_trial": 3, "workers_per_trial": 2},
+            "--gpus-per-trial 3: is 1.5 for each of 2 workers, and Ray gives whole GPUs or a "
+            "part of one; use 2 or 4",
+        ),
+        ({"use_gpu": True, "gpus_per_worker": 2.5}, "--gpus-per-worker 2.5: Ray gives whole GPUs"),
         ({"use_gpu": True, "gpus_per_trial": 0}, "contradicts --use-gpu"),
         ({"batch_size": 2, "workers_per_trial": 2}, "2 workers need at least 2 images each"),
         ({"num_sample": 3}, "unknown setting num_sample: did you mean num_samples"),

@@ -62,7 +62,7 @@ def _share(work: Work, rank: int, world_size: int) -> Any:
 
     config = work.config
     assert config.data_dir is not None  # settled when the config was made
-    set_seed(config.seed, config.deterministic)
+    set_seed(config.seed, config.deterministic, config.tf32)
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
     model = load_trained(work.where, load(work.weights), config, dataset.about)
     return logits_of_share(model, dataset, work.split, work.batch_size, Share(rank, world_size))

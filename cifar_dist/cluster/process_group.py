@@ -16,6 +16,17 @@ from ray.train.v2._internal.util import TrainingFramework
 TIMEOUT_S = 1800
 """Of the group's collectives, as Ray's `TorchConfig` has it."""
 SHUTDOWN_TIMEOUT_S = 30
+ASK_TIMEOUT_S = 5
+"""How long a worker may take to say whether its training has ended."""
+
+_ended_well = False
+"""In a worker's process: whether its training function has returned."""
+
+
+def mark_ended_well() -> None:
+    """Note, in a worker, that it takes part in no further collective."""
+    global _ended_well
+    _ended_well = True
 
 
 @dataclass
@@ -67,9 +78,13 @@ class _ProcessGroupBackend(Backend):
         )
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        left = worker_group.execute_async(_leave, len(worker_group))
+        # Ray calls this after a failure too, and kills the processes next. Where a rank has raised,
+        # others may still be in a collective with it, and to leave the group would wait for that.
         with contextlib.suppress(GetTimeoutError):  # the processes end anyway
-            ray.get(left, timeout=SHUTDOWN_TIMEOUT_S)
+            ended = ray.get(worker_group.execute_async(_has_ended_well), timeout=ASK_TIMEOUT_S)
+            if all(ended):
+                left = worker_group.execute_async(_leave, len(worker_group))
+                ray.get(left, timeout=SHUTDOWN_TIMEOUT_S)
 
 
 def _join(backend: str, rank: int, world_size: int, place: tuple[str, int]) -> None:
@@ -81,6 +96,10 @@ def _join(backend: str, rank: int, world_size: int, place: tuple[str, int]) -> N
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = place[0], str(place[1])
     config._set_torch_distributed_env_vars()
     config._setup_torch_process_group(backend, rank, world_size, "env://", TIMEOUT_S)
+
+
+def _has_ended_well() -> bool:
+    return _ended_well
 
 
 def _leave(world_size: int) -> None:

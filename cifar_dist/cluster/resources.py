@@ -17,6 +17,8 @@ from cifar_dist.events import Listener
 Resources = dict[str, float]
 
 LOOK_S = 0.5
+UNITS = 10_000
+"""Ray counts resources in ten-thousandths, rounded: three times 0.1 is 0.3."""
 
 
 def worker_resources(config: TrainConfig) -> Resources:
@@ -137,8 +139,19 @@ def _nodes() -> list[Resources]:
 
 
 def _fitting(node: Resources, each: Resources) -> int:
-    # A little more than nothing for the rounding of 3 x 0.1.
-    return min(int(node.get(name, 0.0) / need + 1e-6) for name, need in each.items())
+    return min(_places(name, node.get(name, 0.0), need) for name, need in each.items())
+
+
+def _places(name: str, there: float, need: float) -> int:
+    """How often a need fits into what a node has, as Ray counts it.
+
+    A worker's part of a GPU is of one device, so what is left over on several is no place: two GPUs
+    hold two workers of 0.6 each, not three.
+    """
+    units = max(round(need * UNITS), 1)
+    if name == "GPU" and need < 1:
+        return int(there) * (UNITS // units)
+    return round(there * UNITS) // units
 
 
 def _advice(each: Resources, nodes: list[Resources], fitting: int, flags: Flags) -> str:

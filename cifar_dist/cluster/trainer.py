@@ -29,7 +29,7 @@ from ray.util.placement_group import PlacementGroup
 from cifar_dist.cluster.controller import Watch, what_failed
 from cifar_dist.cluster.lean import CleanedUpAfter, LeanTorchTrainer
 from cifar_dist.cluster.mailbox import Events, Orders, make_mailbox
-from cifar_dist.cluster.process_group import ProcessGroup
+from cifar_dist.cluster.process_group import ProcessGroup, mark_ended_well
 from cifar_dist.cluster.resources import Resources, worker_resources
 from cifar_dist.cluster.session import ray_storage
 from cifar_dist.cluster.threads import InThread
@@ -129,9 +129,9 @@ def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
     if (hopeless := ray.get(work.mailbox.hopeless.remote())) is not None:
         raise hopeless  # a restart that Ray insists on: over at once
     try:
-        return worker(work)
+        outcome = worker(work)
     except (StoppedByScheduler, Interrupted):
-        return None
+        outcome = None  # on every rank
     except Exception as error:
         rank = ray.train.get_context().get_world_rank()
         event: Event = {"kind": "raised", "message": f"worker {rank}: {traceback.format_exc()}"}
@@ -139,6 +139,8 @@ def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
             event = {"kind": "hopeless", "error": error}
         ray.get(work.mailbox.put.remote(event))  # waited for: this process may end next
         raise
+    mark_ended_well()
+    return outcome
 
 
 def train_on_ray(

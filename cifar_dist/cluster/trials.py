@@ -8,6 +8,8 @@ from __future__ import annotations
 import gc
 import os
 import queue
+import re
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -81,7 +83,8 @@ def train_here(work: TrialWork) -> Outcome:
 
 
 def ended(work: TrialWork, training: Training) -> dict[str, Any]:
-    """Train a trial to its end, and say how it ended: ``ended`` and, of a failed one, ``error``.
+    """Train a trial to its end, and say how it ended: ``ended``, ``error`` of a failed one, and
+    ``lost``, whether this process is of no more use.
 
     What a training raises is the trial's end, and on disk: the search goes on, and a search that
     is resumed does not run it again.
@@ -89,7 +92,7 @@ def ended(work: TrialWork, training: Training) -> dict[str, Any]:
     run, dataset = work.run, work.config.dataset
     before = run.read_summary()
     if before.get("status") in ("completed", "failed"):
-        return {"ended": True, "error": before.get("error")}
+        return {"ended": True, "error": before.get("error"), "lost": False}
     began = time.monotonic()
     run.begin(work.config)
     try:
@@ -99,9 +102,38 @@ def ended(work: TrialWork, training: Training) -> dict[str, Any]:
         text = in_one_line(error)
         seconds = time.monotonic() - began
         run.write_summary(dataset, "failed", seconds=seconds, error=text)
-        return {"ended": True, "error": text}
+        return {"ended": True, "error": text, "lost": device_lost(error)}
     run.write_summary(dataset, "completed", outcome, seconds=time.monotonic() - began)
-    return {"ended": True, "error": None}
+    return {"ended": True, "error": None, "lost": False}
+
+
+def device_lost(error: BaseException) -> bool:
+    """Return whether an exception leaves this process without a usable device.
+
+    After an error of the driver, e.g. an illegal memory access, every later call of CUDA in the
+    process fails with the same error. Memory that has run out is none of these: it can be freed.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        kinds = {kind.__name__ for kind in type(seen).__mro__}  # torch may not be loaded here
+        if "OutOfMemoryError" not in kinds and (
+            "AcceleratorError" in kinds or _OF_A_DEVICE.search(str(seen))
+        ):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+_OF_A_DEVICE = re.compile(r"\b(CUDA|HIP|cuDNN|NCCL) error\b|\bTriton Error \[|CU(DNN|BLAS)_STATUS_")
+"""In the messages of errors that torch, its libraries and Triton raise for a device."""
+
+
+def free_memory() -> None:
+    """Give back what a failed trial held, so that neither the next one nor a neighbour on the same
+    GPU runs out of memory because of it."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def in_one_line(error: BaseException) -> str:
@@ -122,10 +154,12 @@ def one_worker(told: dict[str, Any], plan: Plan) -> None:
     work = plan.work(told, report=tune.report)
     end = ended(work, plan.training)
     tune.report(end)
-    if end["error"] is not None and work.config.use_gpu:
-        # An error on a GPU may have left the process of no more use. This one goes, and Tune,
-        # calling the trial again in another, finds it over.
+    if end["lost"]:
+        # Tune ends a process that raises, and does not call the trial again in another: the
+        # scheduler has read that it is over. Trials that came after it here would all fail.
         raise RunFailed(end["error"])
+    if end["error"] is not None:
+        free_memory()
 
 
 class SeveralWorkers(tune.Trainable):

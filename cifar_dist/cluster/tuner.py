@@ -120,6 +120,10 @@ class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
     def _ended(self, trial: RayTrial, result: dict[str, Any]) -> bool:
         if result.get("ended"):
             self._ledger.end(trial.config["number"], result.get("error"))
+            if result.get("lost"):
+                # Its process raises next, so that Tune ends it. Without this Tune would call the
+                # trial again, in a warm process that would end the same way.
+                trial.max_failures = 0
         return bool(result.get("ended"))
 
     def on_trial_error(self, controller: Any, trial: RayTrial) -> None:

@@ -110,7 +110,9 @@ def _learning(history: pd.DataFrame, summary: dict[str, Any], config: TrainConfi
             "so far."
         )
     if skipped := summary.get("skipped_updates"):
-        notes.append(f"{skipped} updates were left out because their loss was not finite.")
+        notes.append(
+            f"{skipped} updates were skipped because their loss or a gradient was not finite."
+        )
     best = int(history.loc[history["val_accuracy"].idxmax(), "epoch"])
     return Section("Learning", notes, figures.learning_curves(history, best))
 
@@ -262,7 +264,7 @@ def _measured(
         precision="32" if config.precision == "16-mixed" else config.precision,
     )  # fmt: skip
     where = str(run.model_file)
-    set_seed(here.seed, here.deterministic)
+    set_seed(here.seed, here.deterministic, here.tf32)
     model = load_trained(where, read_weights(where), here, dataset.about)
     split = "val" if summary.get("test_accuracy") is None else "test"
     logits = logits_of_share(model, dataset, split, 500, Share(0, 1))

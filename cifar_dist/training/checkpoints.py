@@ -6,12 +6,14 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
+from cifar_dist.config import TrainConfig
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Listener
 from cifar_dist.runs import RunDirectory
@@ -186,6 +188,8 @@ def _check_same(
     saved = content.get(IDENTITY)
     if not isinstance(saved, dict):
         raise BadCheckpoint("is no checkpoint of a run: it does not say what the run computes")
+    # A setting that an older version did not know had the value that is its default today.
+    saved = {**{field.name: field.default for field in fields(TrainConfig)}, **saved}
     for name, value in identity.items():
         if saved.get(name) != value:
             raise BadCheckpoint(f"is of another run: {name} {saved.get(name)}, here {value}")

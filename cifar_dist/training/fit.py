@@ -6,6 +6,7 @@ workers talk to each other is in the strategy and plugins that it is given.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import warnings
@@ -40,7 +41,7 @@ from cifar_dist.training.environment import environment
 from cifar_dist.training.lightning_steps import NoProfiler
 from cifar_dist.training.memory import freed_memory_kept
 from cifar_dist.training.nonfinite import SkipNonFinite, StopOnNonFinite
-from cifar_dist.training.seeding import set_seed
+from cifar_dist.training.seeding import nondeterminism_reported, set_seed
 from cifar_dist.training.trackers import make_logger
 from cifar_dist.training.writer import BackgroundWriter
 
@@ -87,14 +88,16 @@ def fit(
         _silence_lightning()
     if config.use_gpu and not torch.cuda.is_available():
         raise UserError("--use-gpu: torch finds no GPU here; leave it out to train on the CPU")
-    set_seed(config.seed + rank, config.deterministic)
+    set_seed(config.seed + rank, config.deterministic, config.tf32)
     network = resnet18(len(dataset.classes), config.stem, config.weights)
     if config.sync_batchnorm:
         synchronize(network)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     if config.compile:
-        network.compile()
+        # The epoch's last batch may be smaller. By default torch would then compile a graph for any
+        # size, which would serve all later batches, only slower.
+        network.compile(dynamic=False)
     images = ImageDataModule(config, dataset)
     steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     module = Classifier(network, config, steps_per_epoch)
@@ -103,11 +106,13 @@ def fit(
     record = Record(
         run, config, identity, _also_tell(listener, report) if rank == 0 else report, writer, ask
     )
-    skips = SkipNonFinite(listener if rank == 0 else ignore)
-    callbacks: list[pl.Callback] = [
-        StopOnNonFinite(run) if config.on_nonfinite == "stop" else skips,
-        record,
-    ]
+    skips = SkipNonFinite(listener if rank == 0 else ignore, config.on_nonfinite == "skip")
+    callbacks: list[pl.Callback] = [record]
+    scaled = config.precision == "16-mixed" or any(getattr(p, "scaler", None) for p in plugins)
+    if scaled or config.on_nonfinite == "skip":
+        callbacks.append(skips)
+    if config.on_nonfinite == "stop":
+        callbacks.append(StopOnNonFinite(run))
     if strategy != "auto" and not config.sync_batchnorm:  # else they are the same on all ranks
         callbacks.append(AverageBatchNorm())
     if rank == 0:
@@ -150,7 +155,10 @@ def fit(
     found = None if checkpoint is None else str(checkpoint)
     if rank == 0:
         listener({"kind": "start", "world_size": trainer.world_size, "checkpoint": found})
-    with freed_memory_kept(), writer:
+    undetermined = functools.partial(
+        nondeterminism_reported, listener if rank == 0 else ignore, set()
+    )
+    with freed_memory_kept(), writer, undetermined():
         trainer.fit(module, images, ckpt_path=found, weights_only=True)
 
     weights_sha256 = hashlib.sha256(weights_as_bytes(network)).hexdigest()
@@ -159,7 +167,8 @@ def fit(
         network.load_state_dict(load(run.model_file.read_bytes()))
         kept = KeepAnswers(run, dataset, record.best_epoch)
         trainer.callbacks.append(kept)  # type: ignore[attr-defined]
-        trainer.test(module, images, verbose=False)
+        with undetermined():
+            trainer.test(module, images, verbose=False)
         tested = module.tested
     return Outcome(
         history=record.history,

@@ -91,65 +91,158 @@ class Where(NamedTuple):
 
 
 class SkipNonFinite(Callback):
-    """Undoes a step whose loss is not finite on any rank: no update, no statistics, no count.
+    """Undoes a step that must not be learned from: no update, no statistics, no count.
 
-    All ranks agree before the update, which makes a GPU wait at every step.
+    Without a gradient scaler that is a step whose loss is not finite on any rank, where
+    ``skip_losses`` says so. With one (``16-mixed``) it is each step that the scaler skips, for
+    either value: gradients in float16 may overflow where the loss is finite, and a loss that is
+    not finite gives gradients that are not. They stay for the scaler to find: it raises where
+    there are none.
+
+    Nothing here waits for the device within an epoch: what was found stays there as a number that
+    fused optimizers read themselves, and is added up there.
 
     Args:
         listener: told at each epoch's end of what was skipped in it.
+        skip_losses: whether a loss that is not finite is skipped, not the end of the run.
     """
 
-    def __init__(self, listener: Listener = ignore) -> None:
+    def __init__(self, listener: Listener = ignore, skip_losses: bool = True) -> None:
         self.listener = listener
-        self.skipped = 0
-        """Steps since the run's start."""
-        self._told = 0
-        self._skip = False
+        self.skip_losses = skip_losses
+        self._count: Tensor | int = 0
+        self._reported = 0
+        self._scale: Tensor | None = None
+        self._found: Tensor | None = None
         self._before: list[Tensor] = []
 
+    @property
+    def skipped(self) -> int:
+        """Steps since the run's start; reading it waits for the device."""
+        return int(self._count)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped, "told": self._told}
+        return {"skipped": self.skipped, "told": self._reported}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.skipped = state_dict["skipped"]
-        self._told = state_dict["told"]
+        self._count = state_dict["skipped"]
+        self._reported = state_dict["told"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._active(trainer):
+            for optimizer in trainer.optimizers:
+                _make_momentum(optimizer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._before = [each.detach().clone() for each in _moving(pl_module)]
+        if self._active(trainer):
+            self._before = [_flat(group) for group in _moving(pl_module)]
+        if (scaler := _scaler(trainer)) is not None:
+            self._scale = _scale_of(scaler, pl_module.device)
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        finite = torch.isfinite(loss.detach()).to(torch.int32)
+        if not self.skip_losses or _scaler(trainer) is not None:
+            return
+        found = (~torch.isfinite(loss.detach())).float()
         if trainer.world_size > 1:
-            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
-        self._skip = not bool(finite)
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        self._found = found
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if not self._skip:
+        if self._found is None:
             return
-        self.skipped += 1
-        # An optimizer leaves alone what has no gradient: weights, and its own averages.
-        for weight in pl_module.parameters():
-            weight.grad = None
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            # Fused: it leaves weights and its own averages alone where this is 1, on the device.
+            optimizer.found_inf = self._found  # type: ignore[attr-defined]
+        elif bool(self._found):
+            # Any other optimizer leaves alone what has no gradient.
+            for weight in pl_module.parameters():
+                weight.grad = None
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        found, self._found = self._found, None
+        if (scaler := _scaler(trainer)) is not None:
+            # A scaler lowers its scale where it has skipped, and nowhere else.
+            assert self._scale is not None  # since the step began
+            now = _scale_of(scaler, pl_module.device)
+            found = ((now < self._scale) | (now == 0)).float()
+        if found is None:
+            return
+        for optimizer in trainer.optimizers:
+            optimizer.__dict__.pop("found_inf", None)
         with torch.no_grad():
-            for value, before in zip(_moving(pl_module), self._before, strict=True):
-                value.copy_(before)
+            for group, before in zip(_moving(pl_module), self._before, strict=True):
+                kept = torch.where(found > 0, before, _flat(group))
+                parts = kept.split([each.numel() for each in group])
+                views = [part.view_as(each) for each, part in zip(group, parts, strict=True)]
+                torch._foreach_copy_(group, views)
+        self._before = []
+        self._count = self._count + found.long()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if new := self.skipped - self._told:
-            self._told = self.skipped
-            said = (
-                f"epoch {trainer.current_epoch + 1}: {new} updates left out, their loss not finite"
+        if not self._active(trainer):
+            return
+        skipped = self.skipped
+        if new := skipped - self._reported:
+            self._reported = skipped
+            what = "loss" if _scaler(trainer) is None else "loss or a gradient"
+            message = (
+                f"epoch {trainer.current_epoch + 1}: {new} updates skipped, their {what} not finite"
             )
-            self.listener({"kind": "warning", "message": said})
+            self.listener({"kind": "warning", "message": message})
+
+    def _active(self, trainer: pl.Trainer) -> bool:
+        return self.skip_losses or _scaler(trainer) is not None
 
 
-def _moving(module: pl.LightningModule) -> list[Tensor]:
-    """What a forward pass changes: statistics of batch normalisation, and what was counted."""
+def _scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _scale_of(scaler: torch.amp.GradScaler, device: torch.device) -> Tensor:
+    """A copy of the scale, on the device; `GradScaler.get_scale` would wait for it."""
+    if scaler._scale is None:  # it makes it at the first step
+        return torch.full((), scaler.get_scale(), device=device)
+    return scaler._scale.clone()
+
+
+def _make_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give each weight a momentum of zero, which the first update turns into its gradient.
+
+    torch's fused SGD allocates momentum at its first step and fills it in the update: were that
+    one skipped, later steps would go on from whatever was in that memory.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            state = optimizer.state[weight]
+            if group.get("momentum") and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(
+                    weight, memory_format=torch.preserve_format
+                )
+
+
+def _moving(module: pl.LightningModule) -> list[list[Tensor]]:
+    """What a forward pass changes, by type of number: statistics of batch normalisation, and what
+    was counted."""
     assert isinstance(module, Classifier)
-    return [*module.network.buffers(), *module.totals_of("train").state().values()]
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for each in (*module.network.buffers(), *module.totals_of("train").state().values()):
+        groups.setdefault(each.dtype, []).append(each)
+    return list(groups.values())
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    """A copy in one piece: one operation in place of one for each."""
+    return torch.cat([each.detach().reshape(-1) for each in tensors])

@@ -16,11 +16,12 @@ from ray.util import placement_group_table
 
 import cifar_dist.cluster.trainer
 from cifar_dist.cli import run_command
+from cifar_dist.cluster.process_group import SHUTDOWN_TIMEOUT_S
 from cifar_dist.config import TrainConfig
 from cifar_dist.data.cache import CachedDataset, prepare
 from cifar_dist.data.datamodule import ImageDataModule, Share
 from cifar_dist.data.sources import find_source
-from cifar_dist.errors import UserError
+from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.model.answers import Answers
 from cifar_dist.model.resnet import read_weights
 from cifar_dist.model.trained import TrainedModel, load_trained
@@ -250,9 +251,28 @@ def test_what_a_worker_finds_wrong_with_the_data_is_the_users_to_mend(
     assert not (tmp_path / "misled").exists()
 
 
+def test_a_rank_that_raises_ends_the_run_though_others_are_in_a_collective(
+    tmp_path: Path, with_worker
+) -> None:
+    with_worker(workers.hanging_worker)
+    with pytest.raises(RunFailed, match="the second worker divides by zero"):
+        train_small(tmp_path, "hanging", max_failures=0)
+    seconds = time.time() - (tmp_path / "hanging" / "raised").stat().st_mtime
+    assert seconds < SHUTDOWN_TIMEOUT_S
+    assert not (tmp_path / "hanging" / "destroyed").exists()
+
+
+def test_workers_that_end_well_leave_their_process_group(tmp_path: Path, with_worker) -> None:
+    with_worker(workers.leaving_worker)
+    trained = train_small(tmp_path, "leaving", max_epochs=1)
+    assert sorted(file.name for file in trained.run.path.glob("left-*")) == ["left-0", "left-1"]
+
+
 def test_more_than_the_cluster_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs 5 x \(1 CPU\).*room for 4; use --num-workers 4"):
         train_small(tmp_path, "many", num_workers=5)
+    # Whatever the machine has: the tests' cluster is started with no GPU.
+    assert not ray.cluster_resources().get("GPU")
     with pytest.raises(UserError, match="leave out --use-gpu"):
         train_small(tmp_path, "gpu", use_gpu=True)
     assert list(tmp_path.iterdir()) == []

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
+from cifar_dist.cluster import tuner
+from cifar_dist.cluster.trials import device_lost, free_memory
 from cifar_dist.cluster.tuner import RAY_FOLDER
-from cifar_dist.errors import Interrupted, RunFailed, UserError
+from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
 from cifar_dist.tune import Searched, search
 from cifar_dist.tune_config import make_tune_config
 from tests.cluster import trials
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -87,6 +94,97 @@ def test_a_trials_failure_is_its_row_and_the_search_goes_on(tmp_path: Path) -> N
     traceback = searched.directory.trial(1).error_file.read_text()
     assert traceback.startswith("Traceback")
     assert list(table["epochs"]) == [2, 0, 0, 0, 2, 2]
+
+
+def test_an_error_of_the_device_ends_the_process_and_no_other_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    start = tuner._Bookkeeper.on_trial_start
+
+    def counted(self, iteration, trials, trial, **info) -> None:
+        started.append(trial.config["number"])
+        start(self, iteration, trials, trial, **info)
+
+    monkeypatch.setattr(tuner._Bookkeeper, "on_trial_start", counted)
+    searched = search_small(
+        tmp_path, training=trials.on_a_device, scheduler="none", max_epochs=2, num_samples=8,
+        max_concurrent=1,
+    )  # fmt: skip
+    table = searched.table
+    assert [number for number in range(8) if table["status"][number] == "failed"] == [2, 3]
+    assert set(table["status"]) == {"completed", "failed"}
+    assert table["error"][2] == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert sorted(started) == list(range(8))  # none was called again
+    pids = [
+        (searched.directory.trial(number).path / "pids").read_text().split() for number in range(8)
+    ]
+    assert all(len(each) == 1 for each in pids)
+    # The process ended after trial 2, and not after trial 3, whose error was its own.
+    (first,), (second,) = ({pid for each in some for pid in each} for some in (pids[:3], pids[3:]))
+    assert first != second
+
+
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), True),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+            True,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), True),
+        (torch.OutOfMemoryError(OUT_OF_MEMORY), False),
+        (RuntimeError("shapes cannot be multiplied (2x3 and 4x5)"), False),
+        (Diverged("the loss is nan at step 3"), False),
+        (ValueError("no CUDA device was asked for, and an error is no error of it"), False),
+    ],
+)
+def test_only_errors_of_the_device_end_a_process(error: Exception, lost: bool) -> None:
+    assert device_lost(error) is lost
+    outer = RunFailed("a step failed")
+    outer.__cause__ = error
+    assert device_lost(outer) is lost
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_memory_that_ran_out_leaves_the_process_of_use() -> None:
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        torch.empty(2**50, dtype=torch.uint8, device="cuda")
+    assert not device_lost(raised.value)
+    free_memory()
+    assert torch.ones(3, device="cuda").sum().item() == 3
+
+
+ASSERT_ON_THE_DEVICE = """
+import torch
+from cifar_dist.cluster.trials import device_lost
+
+for attempt in (lambda: torch.ones(3, device="cuda")[torch.tensor([7], device="cuda")].sum().item(),
+                lambda: torch.ones(3, device="cuda").sum().item()):
+    try:
+        attempt()
+    except Exception as error:
+        print("lost", device_lost(error))
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_failed_assertion_is_an_error_of_the_device() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASSERT_ON_THE_DEVICE],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split("\n")[:2] == ["lost True", "lost True"], done.stderr
 
 
 def test_a_search_whose_trials_all_fail_fails(tmp_path: Path) -> None:

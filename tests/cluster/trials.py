@@ -74,6 +74,22 @@ def faulty(work: TrialWork) -> None:
     curve(work)
 
 
+_device_broken = False
+
+
+def on_a_device(work: TrialWork) -> None:
+    """Trial 2 breaks this process's device, after which each trial fails in it; trial 3 raises."""
+    global _device_broken
+    with (work.run.path / "pids").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    _device_broken = _device_broken or number_of(work) == 2
+    if _device_broken:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
+    if number_of(work) == 3:
+        raise ZeroDivisionError("no trial divides by zero")
+    curve(work)
+
+
 def endless(work: TrialWork) -> None:
     """A row an epoch, and no end."""
     curve(work)

@@ -60,6 +60,45 @@ def raising_worker(work: Work) -> Outcome:
     raise AssertionError
 
 
+def hanging_worker(work: Work) -> Outcome:
+    """Rank 1 raises while rank 0 is in a collective with it, and leaving the group waits for that.
+
+    On a GPU NCCL's group does; gloo's notices that the other process is gone.
+    """
+    import torch
+    import torch.distributed
+
+    leave = torch.distributed.destroy_process_group
+
+    def destroy() -> None:
+        (work.run.path / "destroyed").touch()
+        threading.Event().wait()
+        leave()
+
+    torch.distributed.destroy_process_group = destroy
+    torch.distributed.barrier()
+    if ray.train.get_context().get_world_rank() == 1:
+        (work.run.path / "raised").touch()
+        raise ZeroDivisionError("the second worker divides by zero")
+    torch.distributed.all_reduce(torch.zeros(1))
+    raise AssertionError
+
+
+def leaving_worker(work: Work) -> Outcome:
+    """Train, and note that the process group was left."""
+    import torch.distributed
+
+    leave = torch.distributed.destroy_process_group
+    rank = ray.train.get_context().get_world_rank()
+
+    def destroy() -> None:
+        leave()
+        (work.run.path / f"left-{rank}").touch()
+
+    torch.distributed.destroy_process_group = destroy
+    return train_worker(work)
+
+
 def killed_worker(work: Work) -> Outcome | None:
     """Train, but the first time rank 1 is killed after the fifth step, once the fourth is saved."""
     from cifar_dist.training import callbacks

@@ -6,9 +6,13 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from cifar_dist.train import Trained
@@ -44,6 +48,27 @@ def small_network(make: Callable[[], nn.Module]) -> Iterator[None]:
         patch.setattr("cifar_dist.training.fit.resnet18", lambda *args: make())
         patch.setattr("cifar_dist.training.callbacks.SECONDS_BETWEEN_STEP_EVENTS", 0)
         yield
+
+
+@contextlib.contextmanager
+def half_on_cpu(scale: float = 2.0**16) -> Iterator[torch.amp.GradScaler]:
+    """While this lasts runs in this process train in float16 with a gradient scaler on the CPU,
+    which Lightning takes as a plugin only.
+
+    Args:
+        scale: the scaler's first.
+    """
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    make = pl.Trainer
+
+    def trainer(**settings: Any) -> pl.Trainer:
+        plugin = MixedPrecision("16-mixed", "cpu", scaler)
+        plugins = [*settings.pop("plugins"), plugin]
+        return make(**{**settings, "precision": None}, plugins=plugins)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pl, "Trainer", trainer)
+        yield scaler
 
 
 class SignalAt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,13 @@ from cifar_dist.errors import Interrupted, UserError
 from cifar_dist.model.resnet import resnet18
 from cifar_dist.runs import METRICS, TIMING_METRICS, Outcome, RunDirectory
 from cifar_dist.train import Trained, train
+from cifar_dist.training.checkpoints import (
+    IDENTITY,
+    BadCheckpoint,
+    _check_same,
+    checkpoint_as_bytes,
+    read_checkpoint,
+)
 
 SMALL = {"num_workers": 0, "max_epochs": 3, "batch_size": 48, "flip": 0.0, "report": False}
 
@@ -194,6 +202,58 @@ def test_other_settings_train_and_resume_alike(tmp_path: Path, settings: dict) -
     assert resumed.outcome.weights_sha256 == whole.outcome.weights_sha256
     losses = [row["train_loss"] for row in whole.outcome.history]
     assert losses[1] < losses[0]
+
+
+def test_a_checkpoint_of_before_a_setting_counts_as_having_its_default(
+    undisturbed: Trained, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        train_small(tmp_path, "old", Stop("epoch", 2))
+    run = RunDirectory.at(str(tmp_path), "old")
+    files = run.checkpoints_newest_first()
+    for file in files:
+        content = read_checkpoint(file)
+        assert content[IDENTITY].pop("tf32") is True
+        file.write_bytes(checkpoint_as_bytes(content))
+    settings = run.config_file.read_text()
+    run.config_file.write_text(settings.replace("tf32: true\n", ""))
+    heard: list[dict] = []
+    resumed = train_small(tmp_path, "old", heard.append, resume=True)
+    assert heard[1]["checkpoint"] == str(files[0])
+    assert "warning" not in [event["kind"] for event in heard]
+    assert resumed.outcome.weights_sha256 == undisturbed.outcome.weights_sha256
+
+
+def test_a_setting_that_a_checkpoint_lacks_is_still_compared(tmp_path: Path) -> None:
+    identity = TrainConfig(tf32=False).computes()
+    old = {"state_dict": {}, IDENTITY: TrainConfig().computes()}
+    del old[IDENTITY]["tf32"]
+    with pytest.raises(BadCheckpoint, match="is of another run: tf32 True, here False"):
+        _check_same(old, identity, {})
+
+
+def test_a_batch_of_another_size_does_not_slow_down_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.training.small import Small, small_network  # which imports this module
+
+    graphs: list[tuple[int, bool]] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
+        images = next(each for each in tensors if each.dim() == 4 and each.shape[-1] == 32)
+        any_size = any(isinstance(each, torch.SymInt) for each in inputs)
+        graphs.append((int(images.shape[0]), any_size))
+        return graph.forward
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *w, **named: compile_(*w, **named, backend=count))
+    torch._dynamo.reset()
+    with small_network(Small):
+        train_small(tmp_path, "compiled", compile=True, max_epochs=2, batch_size=50)
+    assert not any(any_size for _, any_size in graphs), graphs
+    # 144 images to train on make batches of 50, 50 and 44; 16 to validate, 40 to test.
+    assert sorted({size for size, _ in graphs}) == [16, 40, 44, 50]
 
 
 def test_resume_refuses_other_data(small_parquet: Path, tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,9 +18,18 @@ import torch
 from cifar_dist.errors import Diverged, Interrupted
 from cifar_dist.runs import RunDirectory
 from cifar_dist.training.checkpoints import read_checkpoint
+from cifar_dist.training.nonfinite import SkipNonFinite
 from cifar_dist.training.reading import Reading
 from tests.conftest import ROOT
-from tests.training.small import STEPS, SignalAt, Small, TrainFew, small_network
+from tests.training.small import (
+    STEPS,
+    SignalAt,
+    Small,
+    TrainFew,
+    half_on_cpu,
+    same,
+    small_network,
+)
 
 
 class Breaking(Small):
@@ -141,8 +153,8 @@ def test_an_epoch_without_any_finite_loss_is_said_and_gone_on_from(
     assert math.isfinite(rows[2]["train_loss"])
     assert trained.summary["skipped_updates"] == STEPS + 2
     assert [event["message"] for event in heard if event["kind"] == "warning"] == [
-        "epoch 1: 2 updates left out, their loss not finite",
-        "epoch 2: 6 updates left out, their loss not finite",
+        "epoch 1: 2 updates skipped, their loss not finite",
+        "epoch 2: 6 updates skipped, their loss not finite",
     ]
 
 
@@ -154,6 +166,145 @@ def test_finite_runs_do_not_depend_on_what_would_be_done(
     assert skip.outcome.weights_sha256 == stop.outcome.weights_sha256
 
 
+class Overflowing(Breaking):
+    """As `Breaking`, but where it breaks, only the gradient does: the loss stays finite."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        before = len(self.seen)
+        breaks, self.breaks = self.breaks, ()
+        logits = super().forward(images)
+        self.breaks = breaks
+        if self.training and before in breaks:
+            logits.register_hook(lambda gradient: gradient * float("inf"))
+        return logits
+
+
+def optimizers(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """What each training step finds in the optimizer, collected while a run lasts."""
+    states: list[dict] = []
+    begin = SkipNonFinite.on_train_batch_start
+
+    def look(self, trainer, *others) -> None:
+        states.append(copy.deepcopy(trainer.optimizers[0].state_dict()["state"]))
+        begin(self, trainer, *others)
+
+    monkeypatch.setattr(SkipNonFinite, "on_train_batch_start", look)
+    return states
+
+
+def same_state(one: dict, other: dict) -> bool:
+    """Whether two states of an optimizer are equal; no state at all is one of zeros."""
+    return all(
+        torch.equal(one.get(key, {}).get(name, torch.zeros_like(value)), value)
+        for key, values in other.items()
+        for name, value in values.items()
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_skipped_step_leaves_the_optimizer_as_it_was_also_the_first(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer, scaled
+) -> None:
+    break_at(monkeypatch, 0, 3)
+    states = optimizers(monkeypatch)
+    with half_on_cpu(2.0) if scaled else contextlib.nullcontext():
+        trained = train_few(
+            tmp_path, "skipping", on_nonfinite="skip", optimizer=optimizer, max_epochs=1
+        )
+    assert trained.summary["skipped_updates"] == 2
+    assert [row["samples"] for row in trained.outcome.history] == [96]
+    same = [same_state(a, b) for a, b in pairwise(states)]
+    assert same == [True, False, False, True, False]
+    for name in Breaking.seen[0]:
+        assert torch.equal(Breaking.seen[1][name], Breaking.seen[0][name]), name
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_what_a_gradient_scaler_skips_is_undone_and_counted(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_nonfinite: str
+) -> None:
+    break_at(monkeypatch, 0, STEPS + 2)
+    heard: list[dict] = []
+    with small_network(Overflowing), half_on_cpu(8.0) as scaler:
+        trained = train_few(
+            tmp_path, "scaled", heard.append, on_nonfinite=on_nonfinite, max_epochs=2
+        )
+    assert trained.summary["skipped_updates"] == 2
+    assert scaler.get_scale() == 2.0
+    assert [row["samples"] for row in trained.outcome.history] == [120, 240]
+    assert all(math.isfinite(row["train_loss"]) for row in trained.outcome.history)
+    seen = Breaking.seen
+    for name in seen[0]:
+        assert torch.equal(seen[1][name], seen[0][name]), name
+        assert torch.equal(seen[STEPS + 3][name], seen[STEPS + 2][name]), name
+    assert not torch.equal(seen[2]["conv1.weight"], seen[1]["conv1.weight"])
+    assert [event["message"] for event in heard if event["kind"] == "warning"] == [
+        "epoch 1: 1 updates skipped, their loss or a gradient not finite",
+        "epoch 2: 1 updates skipped, their loss or a gradient not finite",
+    ]
+
+
+def test_with_a_gradient_scaler_a_loss_that_is_not_finite_still_stops_the_run(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_at(monkeypatch, 3)
+    with half_on_cpu(2.0), pytest.raises(Diverged, match=r"the loss is nan at step 4 \(epoch 1"):
+        train_few(tmp_path, "scaled")
+
+
+def test_a_scalers_skips_and_its_scale_are_resumed(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_at(monkeypatch, 2, STEPS + 4)
+    settings = {"on_nonfinite": "skip", "max_epochs": 2}
+    with half_on_cpu(8.0):
+        whole = train_few(tmp_path, "whole", **settings)
+    Breaking.seen.clear()
+    with half_on_cpu(8.0), pytest.raises(Interrupted):
+        train_few(tmp_path, "cut", SignalAt(2, 2), **settings)
+    with half_on_cpu(8.0) as scaler:
+        resumed = train_few(tmp_path, "cut", resume=True, **settings)
+    assert resumed.summary["skipped_updates"] == 2
+    assert scaler.get_scale() == 2.0
+    same(resumed, whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["32", "16-mixed"])
+def test_on_a_gpu_nothing_waits_for_what_is_skipped(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    for hook in (
+        "on_train_batch_start",
+        "on_before_backward",
+        "on_before_optimizer_step",
+        "on_train_batch_end",
+    ):
+        monkeypatch.setattr(SkipNonFinite, hook, without_waiting(getattr(SkipNonFinite, hook)))
+    break_at(monkeypatch, 2, STEPS + 1)
+    trained = train_few(
+        tmp_path, "skipping", use_gpu=True, on_nonfinite="skip", precision=precision, max_epochs=2
+    )
+    assert trained.summary["skipped_updates"] >= 2
+    for name in Breaking.seen[0]:
+        assert torch.equal(Breaking.seen[3][name], Breaking.seen[2][name]), name
+
+
+def without_waiting(hook):
+    """A hook that raises where it waits for the device."""
+
+    def called(*words):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return hook(*words)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return called
+
+
 FULL_DISK = """
 mount -t tmpfs -o size=200m none {disk} &&
 {python} -m cifar_dist.train --data-dir {data} --num-workers 0 --batch-size 48 --max-epochs 4 \
@@ -161,6 +312,7 @@ mount -t tmpfs -o size=200m none {disk} &&
 code=$?
 {python} -c "
 import sys
+from itertools import pairwise
 from pathlib import Path
 from cifar_dist.training.checkpoints import read_checkpoint
 files = sorted(file.name for file in Path('{disk}/full/checkpoints').iterdir())
