@@ -63,17 +63,17 @@ RAY = (*COMMANDS, "ray")
 
 # The most valuable first: a campaign that is cut off has those.
 PARTS = (
-    Part("device", 20, needs=("torch",)),
-    Part("data", 25, needs=TRAINS),
+    Part("device", 30, needs=("torch",)),
+    Part("data", 30, needs=TRAINS),
     Part("tests", 45, needs=("torch", "pytest")),
-    Part("waits", 35, needs=TRAINS),
+    Part("waits", 30, needs=TRAINS),
     Part("rates", 75, needs=TRAINS),
     Part("bits", 75, needs=COMMANDS),
     Part("preset", 50, needs=COMMANDS),
-    Part("halves", 70, needs=RAY),
-    Part("compiled", 75, needs=TRAINS, programs=(("cc", "gcc", "clang"),)),
+    Part("halves", 65, needs=RAY),
+    Part("compiled", 70, needs=TRAINS, programs=(("cc", "gcc", "clang"),)),
     Part("trials", 40, needs=RAY),
-    Part("nccl", 25, needs=TRAINS),
+    Part("nccl", 20, needs=TRAINS),
 )
 
 
@@ -168,6 +168,7 @@ class Campaign:
             **few_threads,
             "CIFAR_DIST_CACHE": str(work / "cache"),
             "RAY_ADDRESS": "local",  # never somebody else's cluster
+            "RAY_TMPDIR": str(work),  # what killed clusters leave goes with the folder
             "RAY_USAGE_STATS_ENABLED": "0",
             "PYTHONUNBUFFERED": "1",
         }

@@ -5,6 +5,7 @@ How fast a loader or a step is does not depend on what the images show.
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -47,9 +48,10 @@ def _write_noise(file: Path, count: int) -> None:
     pq.write_table(pa.table({"img": repeated, "label": np.arange(count) % 10}), file)
 
 
+@functools.cache  # decoding takes longer than a GPU's epoch
 def arrays(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The folder's training images ``[n, 32, 32, 3]`` and labels, as torchvision's CIFAR10 has
-    them in memory."""
+    """Return the folder's training images ``[n, 32, 32, 3]`` and labels, as torchvision's CIFAR10
+    has them in memory; do not change them."""
     from cifar_dist.data.sources import find_source
 
     train = find_source("cifar10", str(folder)).decode().train
