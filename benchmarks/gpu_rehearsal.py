@@ -2,8 +2,8 @@
 
 Builds that environment once, in ``.gpu-venv``: Python 3.12 with ``benchmarks/gpu_machine.txt`` from
 the package index, and what is missing to it as wheels (`benchmarks.offline_wheels`), installed as
-on the machine without a network. Then, without a network, it runs every part of the campaign, small,
-and the tests that need no Ray. Exits with 0 if all of it succeeded.
+on the machine without a network. Then, without a network, it runs every part of the campaign,
+small, and the tests that need no Ray. Exits with 0 if all of it succeeded.
 """
 
 from __future__ import annotations
