@@ -163,9 +163,12 @@ class Campaign:
     def _environment(self, work: Path) -> dict[str, str]:
         # Threads of processes that wait for each other on a few cores take ten times as long.
         few_threads = {"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {}
+        # One GPU where there are several: the part `nccl` would take them all.
+        one_gpu = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
         return {
             **os.environ,
             **few_threads,
+            **one_gpu,
             "CIFAR_DIST_CACHE": str(work / "cache"),
             "RAY_ADDRESS": "local",  # never somebody else's cluster
             "RAY_TMPDIR": str(work),  # what killed clusters leave goes with the folder
