@@ -170,6 +170,9 @@ class Campaign:
             **few_threads,
             **one_gpu,
             "CIFAR_DIST_CACHE": str(work / "cache"),
+            # A compilation that was killed leaves half a file, which a later one would load.
+            "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
+            "TRITON_CACHE_DIR": str(work / "triton"),
             "RAY_ADDRESS": "local",  # never somebody else's cluster
             "RAY_TMPDIR": str(work),  # what killed clusters leave goes with the folder
             "RAY_USAGE_STATS_ENABLED": "0",

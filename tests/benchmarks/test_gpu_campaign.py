@@ -156,6 +156,18 @@ def test_a_part_that_fails_says_why_and_its_output_is_in_the_log(tmp_path: Path)
     assert "Traceback" in log
 
 
+def test_caches_of_killed_parts_are_not_found_by_later_campaigns(tmp_path: Path) -> None:
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CIFAR_DIST_CACHE", "RAY_TMPDIR")
+    caches = tmp_path / "caches"
+    read = f"[os.environ[name] for name in {names}]"
+    words = python(f"import os; open({str(caches)!r}, 'a').write(str({read}))")
+    for _ in range(2):
+        assert campaign(tmp_path, Part("part", 20, words=words)).results["part"].status == "ok"
+    written = caches.read_text()
+    first, second = written[1:-1].split("][")
+    assert set(first.split(", ")).isdisjoint(second.split(", "))
+
+
 def test_past_the_deadline_no_part_is_started(tmp_path: Path) -> None:
     results = campaign(
         tmp_path,
