@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import importlib.metadata
 import importlib.util
@@ -338,6 +339,11 @@ def rates(here: Here) -> None:
 def compiled(here: Here) -> None:
     """Measure the project beside a bare loop, both compiled."""
     size = 512 if here.device == "cuda" else 16
+    if here.device == "cpu":
+        # Kernels for a CPU take a C++ compiler minutes, and are not those of a GPU: a rehearsal
+        # traces the network and its gradients, and runs what it has traced as it is.
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
+        here.found.say("backend", "aot_eager: traced, no kernels generated")
     _compare(here, min(2, TURNS[here.device]), size, compiled=True, deterministic=False)
 
 
