@@ -96,7 +96,8 @@ def test_a_killed_campaign_leaves_no_process(tmp_path: Path) -> None:
         "from pathlib import Path; from benchmarks.gpu_campaign import Campaign, Part; "
         f"Campaign(Path({str(tmp_path)!r}), 'cuda', 300).run([Part('long', 200, words={words!r})])"
     )
-    started = subprocess.Popen([sys.executable, "-c", run], cwd=ROOT)
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # its folder stays behind
+    started = subprocess.Popen([sys.executable, "-c", run], cwd=ROOT, env=env)
     assert until(lambda: file.is_file() and file.read_text().strip() != "")
     started.kill()
     started.wait()
