@@ -5,7 +5,12 @@ UV := 0.13.9
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: setup train test bench check docs format constraints
+# On a GPU machine: its own Python, with PyTorch and Lightning installed, and no network.
+GPU_PYTHON := python3
+GPU_REHEARSAL_PYTHON :=
+OUT ?= gpu-results
+
+.PHONY: setup train test bench gpu gpu-rehearsal check docs format constraints
 
 setup: $(VENV)/ready  ## install into .venv, at the versions and hashes of constraints.txt
 
@@ -44,6 +49,13 @@ constraints: setup  ## resolve pyproject.toml anew into constraints.txt
 		--no-emit-index-url --no-annotate --no-header --upgrade pyproject.toml -o constraints.txt
 
 bench: setup  ## the benchmarks with their peers (asha_against_random, of hours, aside)
-	for each in loader startup step memory tune gpu scaling determinism workers_agree worker_lost \
+	for each in loader startup step memory tune scaling determinism workers_agree worker_lost \
 		trial_overhead; do \
 		$(BIN)/python -m benchmarks.$$each || exit 1; done
+
+# Without setup: such a machine cannot install anything.
+gpu:  ## on a GPU machine: all that only a GPU can show, in at most nine minutes, into $OUT
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m benchmarks.gpu_campaign --output "$(OUT)"
+
+gpu-rehearsal: setup  ## the same on a CPU, small, in a GPU machine's environment (Python 3.12, 6 GB)
+	$(BIN)/python -m benchmarks.gpu_rehearsal --uv $(BIN)/uv --python "$(GPU_REHEARSAL_PYTHON)"

@@ -29,6 +29,8 @@ class Settings:
     channels_last: bool = False
     compile: bool = False
     stem: str = "imagenet"
+    fused: bool = False
+    """The optimizer's update in one kernel."""
 
 
 def batches(folder: Path, chosen: Settings, rank: int, world_size: int) -> list[tuple[Any, Any]]:
@@ -62,11 +64,13 @@ def loop(folder: Path, epochs: int, chosen: Settings) -> list[float]:
     model: nn.Module = resnet18(10, chosen.stem)
     model = model.to(chosen.device, memory_format=layout(chosen))  # type: ignore[call-overload]
     if chosen.compile:
-        model.compile()
+        model.compile(dynamic=False)
     if world_size > 1:
         torch.distributed.init_process_group("gloo")
         model = nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-3, weight_decay=1e-2, fused=chosen.fused
+    )
     mixed = torch.autocast(chosen.device, torch.bfloat16, enabled=chosen.precision == "bf16-mixed")
     rates = []
     for _ in range(epochs):

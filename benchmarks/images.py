@@ -5,35 +5,53 @@ How fast a loader or a step is does not depend on what the images show.
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+DISTINCT = 1000
+"""Images of noise that are encoded; further ones repeat them, since encoding takes long."""
+
 
 def source() -> str:
-    """What the images are, in words."""
+    """Return what the images are, formatted for display."""
     return "CIFAR-10" if os.environ.get("CIFAR_DIST_DATA") else "noise"
 
 
 def write_folder(folder: Path, train: int, test: int) -> None:
-    """Parquet files with so many images in the Hugging Face layout, which `train` reads."""
-    from tests.conftest import first_images, write_parquet
+    """Write Parquet files with so many images in the Hugging Face layout, which `train` reads."""
+    from tests.conftest import first_images
 
-    if given := os.environ.get("CIFAR_DIST_DATA"):
+    given = os.environ.get("CIFAR_DIST_DATA")
+    if given and any(Path(given).glob("train*.parquet")):
+        folder.mkdir(parents=True, exist_ok=True)
         first_images(Path(given), folder, train, test)
         return
     for split, count in (("train", train), ("test", test)):
-        file = folder / f"{split}-00000-of-00001.parquet"
-        random = np.random.default_rng(0)
-        images = random.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        write_parquet(file, images, np.arange(count) % 10)
+        _write_noise(folder / f"{split}-00000-of-00001.parquet", count)
 
 
+def _write_noise(file: Path, count: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tests.conftest import encoded
+
+    random = np.random.default_rng(0)
+    distinct = random.integers(0, 256, (min(count, DISTINCT), 32, 32, 3), np.uint8)
+    cells = [{"bytes": encoded(image), "path": None} for image in distinct]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    repeated = [cells[number % len(cells)] for number in range(count)]
+    pq.write_table(pa.table({"img": repeated, "label": np.arange(count) % 10}), file)
+
+
+@functools.cache  # decoding takes longer than a GPU's epoch
 def arrays(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The folder's training images ``[n, 32, 32, 3]`` and labels, as torchvision's CIFAR10 has
-    them in memory."""
+    """Return the folder's training images ``[n, 32, 32, 3]`` and labels, as torchvision's CIFAR10
+    has them in memory; do not change them."""
     from cifar_dist.data.sources import find_source
 
     train = find_source("cifar10", str(folder)).decode().train

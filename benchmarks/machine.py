@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from cifar_dist.launching import git_commit
-
 
 def machine() -> dict[str, Any]:
     """Versions, hardware and commit."""
+    # Not above: the first needs tyro, without which the rest of `benchmarks` is of use.
+    from cifar_dist.launching import git_commit
     from cifar_dist.training.environment import environment
 
     return {**environment(), "cores": os.cpu_count(), "git_commit": git_commit()}

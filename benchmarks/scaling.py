@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.scaling`` adds up a step of ResNet-18 from what a GPU computes and what links
 carry. The gradient's bytes and DDP's buckets are counted from the network. How many images a GPU
-computes is an argument: measure it with ``python -m benchmarks.gpu``; the default is an assumption,
-and says so. Links are given by bandwidth and latency.
+computes is an argument: measure it with ``make gpu``; the default is an assumption, and says so.
+Links are given by bandwidth and latency.
 
 - Compute: ``max(floor, images of a GPU / rate)``. The floor is what starting a step's kernels takes
   whatever the batch.
