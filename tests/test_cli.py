@@ -69,6 +69,13 @@ def test_flags_override_file_overrides_preset_overrides_defaults(tmp_path: Path)
     assert (config.stem, config.lr, config.seed, config.gamma) == ("cifar", 0.3, 6, 0.5)
 
 
+def test_a_presets_warm_up_can_be_taken_back() -> None:
+    with pytest.raises(UserError, match=r"--warmup-epochs 3: .*give --warmup-epochs None"):
+        parse_train(["--preset", "cifar", "--schedule", "steplr"])
+    words = ["--preset", "cifar", "--schedule", "steplr", "--warmup-epochs", "None"]
+    assert parse_train(words).warmup_epochs is None
+
+
 def test_what_follows_from_a_flag_follows_from_it_over_a_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("lr: 0.3\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,10 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.data.datamodule import PADDING, Batch
 
 SGD_MOMENTUM = 0.9
+DEFAULT_RISE = 0.3
+"""Share of a cycle in which the learning rate rises, where `warmup_epochs` is not set: torch's."""
+RISE_FROM = 25.0
+"""What a cycle's highest learning rate is divided by for its first one: torch's default."""
 
 
 class Totals(nn.Module):
@@ -100,9 +105,12 @@ class Classifier(pl.LightningModule):
     What it measures is in ``totals``, by stage (``train``, ``val``, ``test``); it logs nothing
     by itself.
 
+    With ``ema`` it holds a second network, whose weights are the average of the first one's (see
+    `AverageWeights`); both are in its state, so a checkpoint has both.
+
     Args:
         network: from ``[B, 3, H, W]`` images to ``[B, num_classes]`` logits.
-        config: loss, optimizer and schedule.
+        config: loss, optimizer, schedule, average.
         num_classes: the network's outputs.
         steps_per_epoch: optimizer steps in an epoch, for schedules by step.
     """
@@ -112,12 +120,18 @@ class Classifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
+        self.average = copy.deepcopy(network).requires_grad_(False) if config.ema else None
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         self.tested: dict[str, float] = {}
         self.totals = nn.ModuleDict(
             {f"{stage}_totals": Totals(num_classes) for stage in ("train", "val", "test")}
         )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated, tested and kept: the average where there is one."""
+        return self.network if self.average is None else self.average
 
     def totals_of(self, stage: str) -> Totals:
         """What was counted in ``train``, ``val`` or ``test``."""
@@ -146,7 +160,7 @@ class Classifier(pl.LightningModule):
         self.tested = self.totals_of("test").compute()
 
     def _evaluate(self, stage: str, batch: Batch) -> Tensor:
-        logits: Tensor = self.network(batch.images)
+        logits: Tensor = self.evaluated(batch.images)
         loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=PADDING)
         self.totals_of(stage).update(loss_sum, logits, batch.labels)
         return logits
@@ -155,11 +169,7 @@ class Classifier(pl.LightningModule):
         optimizer = self._optimizer()
         schedule: Any
         if self.config.schedule == "onecycle":
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer,
-                max_lr=self.config.lr,
-                total_steps=self.config.max_epochs * self.steps_per_epoch,
-            )
+            schedule = self._onecycle(optimizer)
             interval = "step"
         else:
             schedule = torch.optim.lr_scheduler.StepLR(
@@ -171,12 +181,44 @@ class Classifier(pl.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": interval},
         }
 
+    def _onecycle(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.OneCycleLR:
+        config = self.config
+        rise = DEFAULT_RISE
+        if config.warmup_epochs is not None:
+            # Below two steps there is nothing to rise over, and at one torch divides by zero.
+            steps = config.warmup_epochs * self.steps_per_epoch
+            rise = config.warmup_epochs / config.max_epochs if steps >= 2 else 0.0
+        end = config.final_lr_factor
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=config.lr,
+            total_steps=config.max_epochs * self.steps_per_epoch,
+            pct_start=rise,
+            anneal_strategy="cos" if config.anneal == "cosine" else "linear",
+            div_factor=RISE_FROM,
+            final_div_factor=1 / (RISE_FROM * end) if end else math.inf,
+        )
+
     def _optimizer(self) -> torch.optim.Optimizer:
         lr, decay = self.config.lr, self.config.weight_decay
-        parameters = self.network.parameters()
+        parameters: Any = self.network.parameters()
+        if not self.config.decay_norm_bias:
+            parameters = decay_groups(self.network)
         # Fused: one pass over the weights in place of a dozen, on the CPU too.
         if self.config.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters, lr, momentum=SGD_MOMENTUM, weight_decay=decay, nesterov=True, fused=True
             )
         return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True)
+
+
+def decay_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Return a network's parameters as two groups of an optimizer, the second without weight decay.
+
+    Without decay are vectors and scalars: biases, and the scales and offsets of normalisation
+    layers. A network that lacks either kind has one group.
+    """
+    decayed = [each for each in network.parameters() if each.ndim > 1]
+    others = [each for each in network.parameters() if each.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -126,7 +126,8 @@ class Record(Checkpoint):
         # died between a checkpoint and the files that follow it.
         if trainer.is_global_zero:
             self.run.write_metrics(self.history)
-            self._restore_model_file()
+            assert isinstance(pl_module, Classifier)
+            self._restore_model_file(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for logger in trainer.loggers:  # only what a run keeps: trackers refuse to change it
@@ -188,7 +189,7 @@ class Record(Checkpoint):
         }
         self.history.append(row)
         best = not self.best_epoch or val["accuracy"] > self.best["val_accuracy"]
-        weights = weights_as_bytes(pl_module.network) if best else b""
+        weights = weights_as_bytes(pl_module.evaluated) if best else b""
         if best:
             self.best_epoch = epoch
             self._best_sha256 = hashlib.sha256(weights).hexdigest()
@@ -263,7 +264,7 @@ class Record(Checkpoint):
         rows = self.history[:-1] or self.history
         return max(rows, key=lambda row: float(row["val_accuracy"]), default={"epoch": 0})["epoch"]
 
-    def _restore_model_file(self) -> None:
+    def _restore_model_file(self, module: Classifier) -> None:
         """See that ``model.safetensors`` holds the best epoch's weights."""
         file = self.run.model_file
         if not self.best_epoch or (
@@ -277,7 +278,7 @@ class Record(Checkpoint):
             raise RunFailed(
                 f"{file}: is not of the best epoch, {self.best_epoch}, and {checkpoint} {error}"
             ) from None
-        prefix = "network."
+        prefix = "network." if module.average is None else "average."
         write_atomically(
             file,
             safetensors.torch.save(

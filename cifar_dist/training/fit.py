@@ -28,6 +28,7 @@ from cifar_dist.model.resnet import resnet18
 from cifar_dist.model.synchronized import synchronize
 from cifar_dist.runs import Outcome, RunDirectory
 from cifar_dist.storage import AnyPath
+from cifar_dist.training.averaging import AverageWeights
 from cifar_dist.training.callbacks import (
     AverageBatchNorm,
     KeepAnswers,
@@ -91,11 +92,12 @@ def fit(
         synchronize(network)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    if config.compile:
-        network.compile()
     images = ImageDataModule(config, dataset)
     steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     module = Classifier(network, config, len(dataset.classes), steps_per_epoch)
+    if config.compile:
+        for each in {module.network, module.evaluated}:
+            each.compile()
     identity = {**config.computes(), "dataset_fingerprint": dataset.fingerprint}
     record = Record(
         run, config, identity, _also_tell(listener, report) if rank == 0 else report, ask
@@ -106,6 +108,8 @@ def fit(
         record,
         KeepAnswers(run, dataset, lambda: record.best_epoch),
     ]
+    if config.ema:
+        callbacks.append(AverageWeights(config.ema, lambda: skips.skipping))
     if not config.sync_batchnorm:  # else they are the same on all ranks
         callbacks.append(AverageBatchNorm())
     if rank == 0:
@@ -149,10 +153,10 @@ def fit(
     with freed_memory_kept():
         trainer.fit(module, images, ckpt_path=found, weights_only=True)
 
-    weights_sha256 = hashlib.sha256(weights_as_bytes(network)).hexdigest()
+    weights_sha256 = hashlib.sha256(weights_as_bytes(module.evaluated)).hexdigest()
     tested: dict[str, Any] = {"accuracy": None, "loss": None, "images": 0}
     if test:
-        network.load_state_dict(load(run.model_file.read_bytes()))
+        module.evaluated.load_state_dict(load(run.model_file.read_bytes()))
         trainer.test(module, images, verbose=False)
         tested = module.tested
     return Outcome(

@@ -105,7 +105,8 @@ class SkipNonFinite(Callback):
         self.skipped = 0
         """Steps since the run's start."""
         self._told = 0
-        self._skip = False
+        self.skipping = False
+        """Whether the last step was."""
         self._before: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,12 +127,12 @@ class SkipNonFinite(Callback):
         finite = torch.isfinite(loss.detach()).to(torch.int32)
         if trainer.world_size > 1:
             torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
-        self._skip = not bool(finite)
+        self.skipping = not bool(finite)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if not self._skip:
+        if not self.skipping:
             return
         self.skipped += 1
         # An optimizer leaves alone what has no gradient: weights, and its own averages.
