@@ -21,14 +21,15 @@ class AverageWeights(Callback):
     decay the random weights of the start would weigh on a short run's result, while here the
     average spans at most about a ninth of the steps so far.
 
-    The running means and variances of batch normalisation are averaged likewise. The trained
-    network's are of other activations than the averaged weights produce; another pass over the
-    training images, as `torch.optim.swa_utils.update_bn` makes, would cost a third of an epoch for
-    each validation. Each rank averages its own; `AverageBatchNorm` takes their mean.
+    The running means and variances of batch normalisation are averaged likewise, since those of
+    the trained network describe other activations than the averaged weights produce. Measuring
+    them anew, as `torch.optim.swa_utils.update_bn` does, would take another pass over the training
+    images for each validation. Each rank averages its own; `AverageBatchNorm` takes their mean.
 
-    Not Lightning's WeightAveraging: in 2.6 that keeps its average where the module was before it
-    moved to the GPU, reads a counter there at each step, which waits for the device, and counts
-    steps that were skipped.
+    A step that the gradient scaler of 16-mixed drops counts as one that left the weights unchanged.
+
+    Not Lightning's WeightAveraging: in 2.6 it makes its average before the module moves to the GPU,
+    so each step would copy all weights to the CPU and wait for them, and it counts skipped steps.
 
     Args:
         decay: above 0, below 1.
