@@ -48,7 +48,7 @@ constraints: setup  ## resolve pyproject.toml anew into constraints.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --upgrade pyproject.toml -o constraints.txt
 
-bench: setup  ## the benchmarks with their peers (asha_against_random, of hours, aside)
+bench: setup  ## the benchmarks with their peers (without asha_against_random, of hours, and preset, on CIFAR-10)
 	for each in loader startup step memory tune scaling determinism workers_agree worker_lost \
 		trial_overhead; do \
 		$(BIN)/python -m benchmarks.$$each || exit 1; done

@@ -48,7 +48,7 @@ def one_rank(rank: int, world_size: int, folder: str, settings: dict[str, Any]) 
     network = resnet18(10)
     if config.sync_batchnorm:
         synchronize(network)
-    optimizer = Classifier(network, config, 10, 1)._optimizer()
+    optimizer = Classifier(network, config, 1)._optimizer()
     model = nn.parallel.DistributedDataParallel(
         network, broadcast_buffers=False, gradient_as_bucket_view=True
     )

@@ -21,6 +21,7 @@ from typing import Any, Self
 from cifar_dist.config import (
     MAY_CHANGE_ON_RESUME,
     TrainConfig,
+    complete,
     flag,
     make_config,
     read_settings,
@@ -288,7 +289,8 @@ class RunDirectory(Directory):
                 f"--resume --name {self.name}: there is no run in {self.path}; leave --resume "
                 "out to start it"
             )
-        return make_config(read_settings(self.config_file), f" (in {self.config_file})")
+        settings = complete(read_settings(self.config_file))
+        return make_config(settings, f" (in {self.config_file})")
 
     def write_config(self, config: TrainConfig) -> None:
         """Write every setting to ``config.yaml``, so that ``--config`` with it gives the same run.

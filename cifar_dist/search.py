@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from cifar_dist.config import TrainConfig, read_settings
+from cifar_dist.config import TrainConfig, complete, read_settings
 from cifar_dist.errors import UserError
 from cifar_dist.runs import Directory, RunDirectory, as_json, new_folder
 from cifar_dist.spaces import Space, read_space
@@ -105,7 +105,8 @@ class SearchDirectory(Directory):
                 f"--resume --name {self.name}: {self.path} holds a run, not a search; "
                 "go on with it with train"
             )
-        return make_tune_config(read_settings(self.config_file), f" (in {self.config_file})")
+        settings = complete(read_settings(self.config_file))
+        return make_tune_config(settings, f" (in {self.config_file})")
 
     def write_config(self, config: TuneConfig) -> None:
         """Write every setting to ``config.yaml``."""

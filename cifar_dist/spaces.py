@@ -150,6 +150,8 @@ class Space:
             settings = {k: v for k, v in settings.items() if k not in self.domains}
             if "cutout" in drawn and "image_size" in self.domains:
                 settings["image_size"] = 1024
+            if "warmup_epochs" in drawn and "schedule" in self.domains:
+                settings["schedule"] = "onecycle"
         names = ", ".join(f"{name} {value}" for name, value in drawn.items())
         return make_config({**settings, **drawn}, f" (in {self.source}: {names})")
 

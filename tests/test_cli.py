@@ -69,6 +69,11 @@ def test_flags_override_file_overrides_preset_overrides_defaults(tmp_path: Path)
     assert (config.stem, config.lr, config.seed, config.gamma) == ("cifar", 0.3, 6, 0.5)
 
 
+def test_a_preset_takes_any_length_and_schedule() -> None:
+    assert parse_train(["--preset", "cifar", "--max-epochs", "1"]).max_epochs == 1
+    assert parse_train(["--preset", "cifar", "--schedule", "steplr"]).schedule == "steplr"
+
+
 def test_what_follows_from_a_flag_follows_from_it_over_a_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("lr: 0.3\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_dist.config import TrainConfig, make_config, read_settings, setting_names
+from cifar_dist.config import PRESETS, TrainConfig, make_config, read_settings, setting_names
 from cifar_dist.errors import UserError
 
 
@@ -41,6 +41,14 @@ def test_presets_supply_defaults_that_settings_override() -> None:
     assert make_config({"preset": "notebook"}).weights == "imagenet"
     cifar = make_config({"preset": "cifar", "lr": 0.3})
     assert (cifar.stem, cifar.schedule, cifar.lr) == ("cifar", "onecycle", 0.3)
+    assert (cifar.max_epochs, make_config({"preset": "cifar-long"}).max_epochs) == (15, 60)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("use_gpu", [False, True])
+def test_every_preset_makes_a_config(preset: str, use_gpu: bool) -> None:
+    config = make_config({"preset": preset, "use_gpu": use_gpu})
+    assert config.to_dict().items() >= PRESETS[preset].items()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +80,20 @@ def test_presets_supply_defaults_that_settings_override() -> None:
         ),
         ({"wait_for_resources": "soon"}, "--wait-for-resources soon: must be seconds"),
         ({"weight_decy": 0.1}, "unknown setting weight_decy: did you mean weight_decay?"),
-        ({"preset": "fast"}, "--preset fast: choose from notebook, cifar"),
+        ({"ema": 1.0}, "--ema 1.0: must be a decay from 0 to below 1"),
+        ({"final_lr_factor": -0.1}, "--final-lr-factor -0.1: must be a share from 0 to 1"),
+        ({"crop_padding_mode": "edge"}, "--crop-padding-mode 'edge': must be constant or reflect"),
+        ({"crop_padding_mode": "reflect", "crop_padding": 32}, "--crop-padding 32: "),
+        ({"warmup_epochs": 2}, "--warmup-epochs 2: --schedule steplr has no warm-up"),
+        (
+            {"schedule": "onecycle", "warmup_epochs": float("inf")},
+            "--warmup-epochs inf: must be 0 epochs or more",
+        ),
+        (
+            {"preset": "cifar", "max_epochs": 3},
+            "--warmup-epochs 3: must be below --max-epochs 3",
+        ),
+        ({"preset": "fast"}, "--preset fast: choose from notebook, cifar, cifar-long"),
     ],
 )
 def test_bad_settings_say_what_and_what_to_do(settings: dict, said: str) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
@@ -39,6 +40,15 @@ def test_a_file_in_the_way_of_the_storage_path_is_named(tmp_path: Path) -> None:
 def test_config_reads_back(tmp_path: Path) -> None:
     run, config = make(tmp_path, name="a", lr=0.02, num_workers="1:2")
     # The name is the directory's: a config that is read back is for another run.
+    assert run.read_config() == dataclasses.replace(config, name=None)
+
+
+def test_a_run_from_before_its_preset_grew_keeps_its_settings(tmp_path: Path) -> None:
+    run, config = make(tmp_path, name="a", preset="cifar", schedule="onecycle")
+    old = yaml.safe_load(run.config_file.read_text())
+    for name in ("ema", "warmup_epochs", "anneal", "final_lr_factor", "decay_norm_bias"):
+        del old[name]
+    run.config_file.write_text(yaml.safe_dump(old))
     assert run.read_config() == dataclasses.replace(config, name=None)
 
 

@@ -72,6 +72,19 @@ def test_values_that_no_trial_could_run_are_refused(tmp_path: Path, text: str) -
     assert "\n" not in str(caught.value)
 
 
+def test_a_cycle_and_its_warm_up_are_searched_together(tmp_path: Path) -> None:
+    space = space_of(
+        tmp_path,
+        "warmup_epochs: {uniform: [0.5, 5]}\nschedule: {choice: [onecycle]}\n"
+        "anneal: {choice: [cosine, linear]}\nfinal_lr_factor: {choice: [0, 1e-2]}\n"
+        "ema: {choice: [0, 0.99]}\ndecay_norm_bias: {choice: [true, false]}\n"
+        "crop_padding_mode: {choice: [constant, reflect]}\n",
+    )
+    space.check(BASE)
+    for drawn in space.draws(seed=0, num_samples=20):
+        assert space.configured(BASE, drawn).ema == drawn["ema"]
+
+
 def test_a_misspelt_space_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown space adamw_steplt .*did you mean adamw_steplr"):
         read_space("adamw_steplt")

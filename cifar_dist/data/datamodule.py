@@ -164,7 +164,9 @@ class ImageDataModule(pl.LightningDataModule):
         assert config.flip is not None  # settled when the config was made
         self.config = config
         self.dataset = dataset
-        self.augmentation = Augmentation(config.crop_padding, config.flip, config.cutout)
+        self.augmentation = Augmentation(
+            config.crop_padding, config.flip, config.cutout, config.crop_padding_mode
+        )
         self.normalisation = Normalisation(dataset.mean, dataset.std, config.image_size)
         self._stores: dict[tuple[int, torch.device], ImageStore] = {}
 

@@ -41,11 +41,14 @@ class Augmentation:
     """Random crop, flip and cutout of training images."""
 
     padding: int
-    """Pixels of black padding on each side before the crop (zeros, as torchvision's)."""
+    """Pixels of padding on each side before the crop."""
     flip: float
     """Probability of a horizontal flip."""
     cutout: int
     """Side of the blanked square in pixels, 0 for none (DeVries and Taylor 2017)."""
+    padding_mode: str = "constant"
+    """What the padding shows, in torchvision's terms: ``constant`` (zeros) or ``reflect`` (the
+    image mirrored at its edge, whose pixels are not repeated)."""
 
     def draw(self, seed: int, epoch: int, images: int, size: int) -> NDArray[np.int64]:
         """Draw for every image of a data set, once an epoch.
@@ -76,14 +79,19 @@ class Augmentation:
         if self.padding == 0 and self.flip == 0:
             return images
         count, channels, height, width = images.shape
-        padded = F.pad(images, (self.padding,) * 4)
+        reflect = self.padding_mode == "reflect"
+        padded = images if reflect else F.pad(images, (self.padding,) * 4)
         rows = draws.top[:, None] + torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device).expand(count, width)
         columns = torch.where(draws.flip[:, None] == 1, columns.flip(1), columns)
         columns = draws.left[:, None] + columns
+        if reflect:
+            # By index, for bytes on any device: nothing is padded or copied before the gather.
+            rows = _reflected(rows - self.padding, height)
+            columns = _reflected(columns - self.padding, width)
         pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
         pixels = pixels.view(count, 1, -1).expand(-1, channels, -1)
-        return padded.view(count, channels, -1).gather(2, pixels).view(images.shape)
+        return padded.reshape(count, channels, -1).gather(2, pixels).view(images.shape)
 
     def blank(self, images: Tensor, draws: Draws) -> Tensor:
         """Set a square of each normalised ``[B, C, H, W]`` image to 0, the mean colour.
@@ -101,6 +109,14 @@ class Augmentation:
         rows = outside(draws.cutout_row, images.shape[2])
         columns = outside(draws.cutout_column, images.shape[3])
         return images * (rows[:, None, :, None] | columns[:, None, None, :])
+
+
+def _reflected(index: Tensor, size: int) -> Tensor:
+    """Map indices from ``1 - size`` to ``2 * size - 2`` into an axis of ``size`` pixels.
+
+    Those outside are mirrored at the first and the last pixel, as by ``F.pad(mode="reflect")``.
+    """
+    return (size - 1) - ((size - 1) - index.abs()).abs()
 
 
 @dataclass(frozen=True)

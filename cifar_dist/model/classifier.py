@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,11 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.data.datamodule import PADDING, Batch
 
 SGD_MOMENTUM = 0.9
+RISE = {"cosine": 0.3, "linear": 0.2}
+"""Share of a cycle in which the learning rate rises, by `anneal`, where `warmup_epochs` is not set:
+torch's own, and that of cifar10-fast and hlb-CIFAR10."""
+RISE_FROM = 25.0
+"""What a cycle's highest learning rate is divided by for its first one: torch's default."""
 
 
 class Totals(nn.Module):
@@ -90,15 +96,19 @@ class Classifier(pl.LightningModule):
     What it measures is in ``totals``, by stage (``train``, ``val``, ``test``); it logs nothing
     by itself.
 
+    With ``ema`` it holds a second network, whose weights are the average of the first one's (see
+    `AverageWeights`); both are in its state, so a checkpoint has both.
+
     Args:
         network: from ``[B, 3, H, W]`` images to ``[B, classes]`` logits.
-        config: loss, optimizer and schedule.
+        config: loss, optimizer, schedule, average.
         steps_per_epoch: optimizer steps in an epoch, for schedules by step.
     """
 
     def __init__(self, network: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         super().__init__()
         self.network = network
+        self.average = copy.deepcopy(network).requires_grad_(False) if config.ema else None
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         self.tested: dict[str, float] = {}
@@ -113,6 +123,11 @@ class Classifier(pl.LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated, tested and kept: the average where there is one."""
+        return self.network if self.average is None else self.average
 
     def totals_of(self, stage: str) -> Totals:
         """What was counted in ``train``, ``val`` or ``test``."""
@@ -141,7 +156,7 @@ class Classifier(pl.LightningModule):
         self.tested = self.totals_of("test").compute()
 
     def _evaluate(self, stage: str, batch: Batch) -> Tensor:
-        logits: Tensor = self.network(batch.images)
+        logits: Tensor = self.evaluated(batch.images)
         loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=PADDING)
         self.totals_of(stage).update(loss_sum, logits, batch.labels)
         return logits
@@ -150,11 +165,7 @@ class Classifier(pl.LightningModule):
         optimizer = self._optimizer()
         schedule: Any
         if self.config.schedule == "onecycle":
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer,
-                max_lr=self.config.lr,
-                total_steps=self.config.max_epochs * self.steps_per_epoch,
-            )
+            schedule = self._onecycle(optimizer)
             interval = "step"
         else:
             schedule = torch.optim.lr_scheduler.StepLR(
@@ -166,12 +177,45 @@ class Classifier(pl.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": interval},
         }
 
+    def _onecycle(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.OneCycleLR:
+        config = self.config
+        total_steps = config.max_epochs * self.steps_per_epoch
+        rise = RISE[config.anneal]
+        if config.warmup_epochs is not None:
+            rise = config.warmup_epochs / config.max_epochs
+        if rise * total_steps < 2:
+            rise = 0.0  # nothing to rise over, and over exactly one step torch divides by zero
+        end = config.final_lr_factor
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=config.lr,
+            total_steps=total_steps,
+            pct_start=rise,
+            anneal_strategy="cos" if config.anneal == "cosine" else "linear",
+            div_factor=RISE_FROM,
+            final_div_factor=1 / (RISE_FROM * end) if end else math.inf,
+        )
+
     def _optimizer(self) -> torch.optim.Optimizer:
         lr, decay = self.config.lr, self.config.weight_decay
-        parameters = self.network.parameters()
+        parameters: Any = self.network.parameters()
+        if not self.config.decay_norm_bias:
+            parameters = decay_groups(self.network)
         # Fused: one pass over the weights in place of a dozen, on the CPU too.
         if self.config.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters, lr, momentum=SGD_MOMENTUM, weight_decay=decay, nesterov=True, fused=True
             )
         return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True)
+
+
+def decay_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Return a network's parameters as two groups of an optimizer, the second without weight decay.
+
+    Without decay are vectors and scalars: biases, and the scales and offsets of normalisation
+    layers. A network that lacks either kind has one group.
+    """
+    decayed = [each for each in network.parameters() if each.ndim > 1]
+    others = [each for each in network.parameters() if each.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

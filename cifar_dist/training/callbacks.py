@@ -296,7 +296,7 @@ class Record(Checkpoint):
             content = snapshot.on_cpu()
             weights = b""
             if best:
-                weights = network_as_bytes(content["state_dict"])
+                weights = network_as_bytes(content["state_dict"], self._kept_prefix)
                 self._best_sha256 = hashlib.sha256(weights).hexdigest()
                 content["callbacks"][self.state_key]["best_sha256"] = self._best_sha256
             write_atomically(file, checkpoint_as_bytes(content))
@@ -318,6 +318,11 @@ class Record(Checkpoint):
         rows = self.history[:-1] or self.history
         return max(rows, key=lambda row: float(row["val_accuracy"]), default={"epoch": 0})["epoch"]
 
+    @property
+    def _kept_prefix(self) -> str:
+        """What the kept network's weights are named in a checkpoint, see `Classifier.evaluated`."""
+        return "average." if self.config.ema else "network."
+
     def _restore_model_file(self) -> None:
         """See that ``model.safetensors`` holds the best epoch's weights."""
         file = self.run.model_file
@@ -332,7 +337,7 @@ class Record(Checkpoint):
             raise RunFailed(
                 f"{file}: is not of the best epoch, {self.best_epoch}, and {checkpoint} {error}"
             ) from None
-        write_atomically(file, network_as_bytes(state))
+        write_atomically(file, network_as_bytes(state, self._kept_prefix))
 
 
 def running_statistics(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -477,9 +482,8 @@ def weights_as_bytes(network: nn.Module) -> bytes:
     )
 
 
-def network_as_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """Return the same of a network that is part of a checkpoint's ``state_dict``."""
-    prefix = "network."
+def network_as_bytes(state: Mapping[str, Tensor], prefix: str) -> bytes:
+    """Return the same of the network whose names begin so in a checkpoint's ``state_dict``."""
     return safetensors.torch.save(
         {
             name.removeprefix(prefix): value.contiguous()

@@ -29,6 +29,7 @@ from cifar_dist.model.resnet import resnet18
 from cifar_dist.model.synchronized import synchronize
 from cifar_dist.runs import Outcome, RunDirectory
 from cifar_dist.storage import AnyPath
+from cifar_dist.training.averaging import AverageWeights
 from cifar_dist.training.callbacks import (
     AverageBatchNorm,
     KeepAnswers,
@@ -94,13 +95,14 @@ def fit(
         synchronize(network)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    if config.compile:
-        # The epoch's last batch may be smaller. By default torch would then compile a graph for any
-        # size, which would serve all later batches, only slower.
-        network.compile(dynamic=False)
     images = ImageDataModule(config, dataset)
     steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     module = Classifier(network, config, steps_per_epoch)
+    if config.compile:
+        for each in {module.network, module.evaluated}:
+            # The epoch's last batch may be smaller. By default torch would then compile a graph for
+            # any size, which would serve all later batches, only slower.
+            each.compile(dynamic=False)
     identity = {**config.computes(), "dataset_fingerprint": dataset.fingerprint}
     writer = BackgroundWriter()
     record = Record(
@@ -113,6 +115,8 @@ def fit(
         callbacks.append(skips)
     if config.on_nonfinite == "stop":
         callbacks.append(StopOnNonFinite(run))
+    if config.ema:  # after what undoes a step's statistics
+        callbacks.append(AverageWeights(config.ema))
     if strategy != "auto" and not config.sync_batchnorm:  # else they are the same on all ranks
         callbacks.append(AverageBatchNorm())
     if rank == 0:
@@ -161,10 +165,10 @@ def fit(
     with freed_memory_kept(), writer, undetermined():
         trainer.fit(module, images, ckpt_path=found, weights_only=True)
 
-    weights_sha256 = hashlib.sha256(weights_as_bytes(network)).hexdigest()
+    weights_sha256 = hashlib.sha256(weights_as_bytes(module.evaluated)).hexdigest()
     tested: dict[str, Any] = {"accuracy": None, "loss": None, "images": 0}
     if test:
-        network.load_state_dict(load(run.model_file.read_bytes()))
+        module.evaluated.load_state_dict(load(run.model_file.read_bytes()))
         kept = KeepAnswers(run, dataset, record.best_epoch)
         trainer.callbacks.append(kept)  # type: ignore[attr-defined]
         with undetermined():

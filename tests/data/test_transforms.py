@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.functional as reference
 
 from cifar_dist.data.transforms import Augmentation, Draws, Normalisation
@@ -42,6 +43,25 @@ def test_crop_and_flip_are_torchvisions(images, padding: int, flip: float, devic
         expected = reference.crop(reference.pad(image, padding), int(top), int(left), 32, 32)
         expected = reference.hflip(expected) if flipped else expected
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(("padding", "flip"), [(4, 0.5), (31, 0.0), (1, 1.0), (0, 0.5)])
+def test_a_reflected_crop_is_torchs(images, padding: int, flip: float, dtype, device: str) -> None:
+    augmentation = Augmentation(padding, flip, cutout=0, padding_mode="reflect")
+    draws = drawn(augmentation, 64)
+    ours = augmentation.apply(images.to(device, dtype), on(device, draws)).cpu()
+    assert ours.dtype == dtype
+    padded = F.pad(images.float(), (padding,) * 4, mode="reflect")
+    for image, got, top, left, flipped in zip(padded, ours.float(), *draws[:3], strict=True):
+        expected = reference.crop(image, int(top), int(left), 32, 32)
+        assert torch.equal(got, reference.hflip(expected) if flipped else expected)
+
+
+def test_what_the_padding_shows_changes_no_draw() -> None:
+    black, mirrored = (Augmentation(4, 0.5, 8, mode) for mode in ("constant", "reflect"))
+    assert np.array_equal(black.draw(5, 1, 64, 32), mirrored.draw(5, 1, 64, 32))
 
 
 def test_draws_cover_their_ranges() -> None:
