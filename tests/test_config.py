@@ -90,7 +90,7 @@ def test_every_preset_makes_a_config(preset: str, use_gpu: bool) -> None:
             "--warmup-epochs inf: must be 0 epochs or more",
         ),
         (
-            {"preset": "cifar", "max_epochs": 3},
+            {"preset": "cifar", "max_epochs": 3, "warmup_epochs": 3},
             "--warmup-epochs 3: must be below --max-epochs 3",
         ),
         ({"preset": "fast"}, "--preset fast: choose from notebook, cifar, cifar-long"),

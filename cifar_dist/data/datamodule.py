@@ -80,8 +80,8 @@ class TrainBatches:
         epoch = self.epoch()
         self.done, self.begin_at = self.begin_at, 0
         order = self.members[epoch_order(len(self.members), self.seed, epoch)]
-        draws = self.augmentation.draw(self.seed, epoch, len(self.labels), self.image_side)
-        columns = np.stack([order, self.labels[order], *draws[:, order]])
+        drawn = self.augmentation.draw(self.seed, epoch, len(self.labels), self.image_side)
+        columns = np.stack([order, self.labels[order], *drawn[:, order]])
         table = to_device(columns, self.store.device)
         cuts = []
         for start, stop in pairwise(batch_bounds(len(order), self.batch_size)[self.done :]):
@@ -90,7 +90,8 @@ class TrainBatches:
         parts = ((columns[0, mine], table[0, mine]) for mine, _ in cuts)
         for (mine, size), images in zip(cuts, self.store.batches(parts), strict=True):
             self.done += 1
-            yield Batch(images, table[1, mine], size, Draws(*table[2:, mine]))
+            _, labels, *draws = table[:, mine].unbind()
+            yield Batch(images, labels, size, Draws(*draws))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch."""

@@ -79,19 +79,19 @@ class Augmentation:
         if self.padding == 0 and self.flip == 0:
             return images
         count, channels, height, width = images.shape
-        reflect = self.padding_mode == "reflect"
-        padded = images if reflect else F.pad(images, (self.padding,) * 4)
-        rows = draws.top[:, None] + torch.arange(height, device=images.device)
-        columns = torch.arange(width, device=images.device).expand(count, width)
-        columns = torch.where(draws.flip[:, None] == 1, columns.flip(1), columns)
-        columns = draws.left[:, None] + columns
-        if reflect:
-            # By index, for bytes on any device: nothing is padded or copied before the gather.
-            rows = _reflected(rows - self.padding, height)
-            columns = _reflected(columns - self.padding, width)
-        pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
+        pitch = width + 2 * self.padding
+        # Pixel numbers in the padded image: of the window at its corner, moved to the crop.
+        corner = draws.top * pitch + draws.left
+        pixels = _windows(height, width, pitch, images.device).index_select(0, draws.flip)
+        pixels = pixels + corner[:, None]
+        if self.padding_mode == "reflect":
+            # By index, for bytes on any device, and without a padded copy.
+            pixels = _reflected(height, width, self.padding, images.device)[pixels]
+        else:
+            images = F.pad(images, (self.padding,) * 4)
         pixels = pixels.view(count, 1, -1).expand(-1, channels, -1)
-        return padded.reshape(count, channels, -1).gather(2, pixels).view(images.shape)
+        gathered = images.reshape(count, channels, -1).gather(2, pixels)
+        return gathered.view(count, channels, height, width)
 
     def blank(self, images: Tensor, draws: Draws) -> Tensor:
         """Set a square of each normalised ``[B, C, H, W]`` image to 0, the mean colour.
@@ -111,12 +111,27 @@ class Augmentation:
         return images * (rows[:, None, :, None] | columns[:, None, None, :])
 
 
-def _reflected(index: Tensor, size: int) -> Tensor:
-    """Map indices from ``1 - size`` to ``2 * size - 2`` into an axis of ``size`` pixels.
+@functools.cache
+def _windows(height: int, width: int, pitch: int, device: torch.device) -> Tensor:
+    """``[2, H * W]`` numbers of an image's pixels in rows of ``pitch``: plain, and mirrored."""
+    rows = torch.arange(height)[:, None] * pitch
+    columns = torch.arange(width)
+    both = torch.stack([(rows + columns).view(-1), (rows + columns.flip(0)).view(-1)])
+    return _kept(both, device)
+
+
+@functools.cache
+def _reflected(height: int, width: int, padding: int, device: torch.device) -> Tensor:
+    """``[(H + 2 padding) * (W + 2 padding)]``: the image's pixel that each of the padded one shows.
 
     Those outside are mirrored at the first and the last pixel, as by ``F.pad(mode="reflect")``.
     """
-    return (size - 1) - ((size - 1) - index.abs()).abs()
+
+    def shown(size: int) -> Tensor:
+        outside = torch.arange(-padding, size + padding)
+        return (size - 1) - ((size - 1) - outside.abs()).abs()
+
+    return _kept((shown(height)[:, None] * width + shown(width)).view(-1), device)
 
 
 @dataclass(frozen=True)
@@ -145,10 +160,15 @@ class Normalisation:
 
 @functools.cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """``[C, 1, 1]`` values in 0..255 of values in 0..1.
+    """``[C, 1, 1]`` values in 0..255 of values in 0..1."""
+    return _kept(torch.tensor(values).mul_(255).view(-1, 1, 1), device)
 
-    Kept: a tensor made of Python numbers is copied from pageable memory, for which a GPU finishes
-    all that it was given before.
+
+def _kept(constant: Tensor, device: torch.device) -> Tensor:
+    """Send a constant to a device, to be kept there.
+
+    Made at each step it would be copied from pageable memory, for which a GPU finishes all that it
+    was given before.
     """
     with torch.inference_mode(False):  # the first one to ask may be a validation
-        return torch.tensor(values, device=device).mul_(255).view(-1, 1, 1)
+        return constant.clone().to(device)

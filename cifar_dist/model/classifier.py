@@ -42,17 +42,21 @@ class Totals(nn.Module):
             # In float32 a sum over an epoch would round; float64 also counts exactly.
             self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
 
-    def update(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
+    @torch.no_grad()
+    def update(
+        self, loss_sum: Tensor, logits: Tensor, labels: Tensor, images: Tensor | int
+    ) -> None:
         """Add a rank's batch.
 
         Args:
             loss_sum: sum of the losses of the images that count.
-            logits: ``[n, num_classes]``
+            logits: ``[n, classes]``
             labels: ``[n]``
+            images: how many of them count.
         """
-        self.loss_sum += loss_sum.detach()
-        self.correct += (logits.detach().argmax(1) == labels).sum()  # no class has PADDING's number
-        self.images += (labels != PADDING).sum()
+        self.loss_sum.add_(loss_sum)
+        self.correct.add_((logits.argmax(1) == labels).sum())  # no class has PADDING's number
+        self.images.add_(images)
 
     def compute(self) -> dict[str, float]:
         """Return ``loss`` and ``accuracy`` as means over the ``images`` of all ranks, and reset.
@@ -140,7 +144,7 @@ class Classifier(pl.LightningModule):
         loss_sum = F.cross_entropy(
             logits, batch.labels, reduction="sum", label_smoothing=self.config.label_smoothing
         )
-        self.totals_of("train").update(loss_sum, logits, batch.labels)
+        self.totals_of("train").update(loss_sum, logits, batch.labels, len(batch.labels))
         # DDP averages gradients over ranks. Ranks' parts may differ in size, so each divides
         # by the global size and undoes the average: the sum is the global batch's mean loss.
         return loss_sum * (self.trainer.world_size / batch.global_size)
@@ -158,7 +162,8 @@ class Classifier(pl.LightningModule):
     def _evaluate(self, stage: str, batch: Batch) -> Tensor:
         logits: Tensor = self.evaluated(batch.images)
         loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=PADDING)
-        self.totals_of(stage).update(loss_sum, logits, batch.labels)
+        images = (batch.labels != PADDING).sum()
+        self.totals_of(stage).update(loss_sum, logits, batch.labels, images)
         return logits
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -109,10 +109,7 @@ def fit(
         run, config, identity, _also_tell(listener, report) if rank == 0 else report, writer, ask
     )
     skips = SkipNonFinite(listener if rank == 0 else ignore, config.on_nonfinite == "skip")
-    callbacks: list[pl.Callback] = [record]
-    scaled = config.precision == "16-mixed" or any(getattr(p, "scaler", None) for p in plugins)
-    if scaled or config.on_nonfinite == "skip":
-        callbacks.append(skips)
+    callbacks: list[pl.Callback] = [skips, record]
     if config.on_nonfinite == "stop":
         callbacks.append(StopOnNonFinite(run))
     if config.ema:  # after what undoes a step's statistics
@@ -147,6 +144,8 @@ def fit(
         enable_model_summary=False,
         profiler=NoProfiler(),
     )
+    if not skips.active(trainer):
+        trainer.callbacks.remove(skips)  # type: ignore[attr-defined]
     # Lightning would end the run on SIGTERM by itself, at an epoch's end and with exit 0. Signals
     # are the business of whoever called this.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]

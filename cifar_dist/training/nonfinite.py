@@ -129,15 +129,13 @@ class SkipNonFinite(Callback):
         self._reported = state_dict["told"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._active(trainer):
-            for optimizer in trainer.optimizers:
-                _make_momentum(optimizer)
+        for optimizer in trainer.optimizers:
+            _make_momentum(optimizer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._active(trainer):
-            self._before = [_flat(group) for group in _moving(pl_module)]
+        self._before = [_flat(group) for group in _moving(pl_module)]
         if (scaler := _scaler(trainer)) is not None:
             self._scale = _scale_of(scaler, pl_module.device)
 
@@ -192,8 +190,6 @@ class SkipNonFinite(Callback):
         self._count = self._count + found.long()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._active(trainer):
-            return
         skipped = self.skipped
         if new := skipped - self._reported:
             self._reported = skipped
@@ -203,7 +199,8 @@ class SkipNonFinite(Callback):
             )
             self.listener({"kind": "warning", "message": message})
 
-    def _active(self, trainer: pl.Trainer) -> bool:
+    def active(self, trainer: pl.Trainer) -> bool:
+        """Return whether a step may be skipped; where not, this callback has no use."""
         return self.skip_losses or _scaler(trainer) is not None
 
 

@@ -7,7 +7,11 @@ from torch import Tensor
 
 
 class Reading:
-    """Numbers on their way from the device; nothing waits for them before they are asked for."""
+    """Numbers on their way from the device; nothing waits for them before they are asked for.
+
+    Args:
+        numbers: a tensor that nothing changes any more.
+    """
 
     def __init__(self, numbers: Tensor) -> None:
         self._numbers = numbers.detach()
@@ -17,8 +21,6 @@ class Reading:
             self._numbers.copy_(numbers, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
-        else:
-            self._numbers = self._numbers.clone()
 
     @property
     def arrived(self) -> bool:
