@@ -266,6 +266,10 @@ class RunDirectory(Directory):
         ]
         return sorted(files, key=_sort_key, reverse=True)
 
+    def steps_into_epoch(self, checkpoint: AnyPath) -> int:
+        """Return how many steps of its epoch a checkpoint has; 0 for one of an epoch's end."""
+        return _position(checkpoint)[1]
+
     def prune_checkpoints(self, keep: set[AnyPath]) -> None:
         """Delete all checkpoints but these."""
         for file in self.checkpoints_newest_first():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cifar_dist.config import TrainConfig
 from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.datamodule import PADDING
+from cifar_dist.data.order import ORDER_VERSION
 from cifar_dist.errors import Interrupted, RunFailed
 from cifar_dist.events import Ask, Listener, Order, go_on
 from cifar_dist.model.answers import Answers
@@ -25,6 +26,7 @@ from cifar_dist.runs import RunDirectory
 from cifar_dist.storage import AnyPath, write_atomically
 from cifar_dist.training.checkpoints import (
     IDENTITY,
+    ORDER,
     BadCheckpoint,
     Checkpoints,
     checkpoint_as_bytes,
@@ -122,7 +124,7 @@ class Record(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[IDENTITY] = dict(self.identity)
+        checkpoint[IDENTITY] = {**self.identity, ORDER: ORDER_VERSION}
 
     @property
     def best(self) -> dict[str, Any]:

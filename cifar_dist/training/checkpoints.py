@@ -14,6 +14,7 @@ from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
 from cifar_dist.config import TrainConfig
+from cifar_dist.data.order import ORDER_VERSION
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Listener
 from cifar_dist.runs import RunDirectory
@@ -22,6 +23,8 @@ from cifar_dist.training.writer import Snapshot
 
 IDENTITY = "cifar_dist"
 """Key in a checkpoint of what the run computes, see `find_checkpoint`."""
+ORDER = "order_version"
+"""Key in that of the `ORDER_VERSION` that the checkpoint was trained with."""
 
 _MARK = b"cifar_dist sha256 "
 _COMMENT_BYTES = len(_MARK) + 64
@@ -144,9 +147,20 @@ class Checkpoints(CheckpointIO):
             try:
                 content = read_checkpoint(file)
                 _check_same(content, identity, weights)
+                of_another_order = content[IDENTITY].get(ORDER, 1) != ORDER_VERSION
+                if of_another_order and run.steps_into_epoch(file):
+                    raise BadCheckpoint(
+                        "was saved within an epoch by a version with another order of images"
+                    )
             except BadCheckpoint as error:
                 bad.append((file, str(error)))
                 continue
+            if of_another_order:
+                message = (
+                    f"checkpoint {file.name} is of a version with another order of images: the run "
+                    "continues, but not to the bits of one that this version trained throughout"
+                )
+                listener({"kind": "warning", "message": message})
             for rejected, why in bad:
                 kept = run.reject_checkpoint(rejected)
                 listener(

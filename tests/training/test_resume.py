@@ -179,6 +179,28 @@ def test_a_bad_checkpoint_is_reported_and_the_one_before_it_used(
     same(resumed, undisturbed)
 
 
+def test_checkpoints_of_another_order_of_images_are_used_at_an_epochs_end_only(
+    train_few: TrainFew, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        train_few(tmp_path, "old", SignalAt(2, 2))
+    run = RunDirectory.at(str(tmp_path), "old")
+    within, at_end = run.checkpoints_newest_first()
+    for file in (within, at_end):  # as version 0.1.0 wrote them, which does not name its order
+        content = read_checkpoint(file)
+        del content["cifar_dist"]["order_version"]
+        for rank in content["callbacks"]["Record"]["ranks"]:
+            rank["totals"] = {"loss.sum_value": torch.zeros(())}
+        file.write_bytes(checkpoint_as_bytes(content))
+    heard: list[dict] = []
+    resumed = train_few(tmp_path, "old", heard.append, resume=True)
+    assert next(e["checkpoint"] for e in heard if e["kind"] == "start") == str(at_end)
+    first, second = [event["message"] for event in heard if event["kind"] == "warning"]
+    assert f"checkpoint {at_end.name} is of a version with another order of images" in first
+    assert f"{within.name} was saved within an epoch by a version with another order" in second
+    assert [row["epoch"] for row in resumed.run.read_metrics()] == [1, 2, 3]
+
+
 def test_where_no_checkpoint_can_be_used_nothing_is_touched(
     train_few: TrainFew, tmp_path: Path
 ) -> None:
