@@ -31,6 +31,8 @@ class Settings:
     stem: str = "imagenet"
     fused: bool = False
     """The optimizer's update in one kernel."""
+    tuned: bool = False
+    """DDP as someone who knows it sets it: gradients are views of buckets, no buffers broadcast."""
 
 
 def batches(folder: Path, chosen: Settings, rank: int, world_size: int) -> list[tuple[Any, Any]]:
@@ -67,7 +69,8 @@ def loop(folder: Path, epochs: int, chosen: Settings) -> list[float]:
         model.compile(dynamic=False)
     if world_size > 1:
         torch.distributed.init_process_group("gloo")
-        model = nn.parallel.DistributedDataParallel(model)
+        known = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+        model = nn.parallel.DistributedDataParallel(model, **(known if chosen.tuned else {}))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-3, weight_decay=1e-2, fused=chosen.fused
     )

@@ -4,10 +4,13 @@
 float32, CPU) in turn as a bare PyTorch loop, in plain Lightning and as the project without Ray and
 with one Ray worker, with as many threads as there are cores; as a bare loop and one Ray worker with
 one thread; and with two processes that share the cores as torchrun's DDP and as the project with
-two Ray workers. The project augments, counts accuracy and keeps its record in this time; the
+two Ray workers. torchrun's DDP runs with torch's defaults, and as someone who knows it would write
+it: fused optimizer, gradients as views of buckets, no broadcast of buffers, and glibc told to keep
+what a step frees. The project augments, counts accuracy and keeps its record in this time; the
 peers' batches lie ready in memory. All but each process's first epoch count. Determinism costs
 something by itself, so the project runs with it, as is its default, and without, as its peers do.
-Where a step's time goes is measured in runs of their own, see `benchmarks.shares`.
+Where a step's time goes is measured in runs of their own, see `benchmarks.shares`, and what it
+costs the host with a network of nothing in others, see `benchmarks.host`.
 """
 
 from __future__ import annotations
@@ -25,19 +28,32 @@ from benchmarks import images as measured
 from benchmarks import shares
 from benchmarks.side_by_side import arguments, cell, in_turn, output, say, write
 from cifar_dist.runs import RunDirectory
+from cifar_dist.training.memory import LARGEST_MMAP_THRESHOLD, LARGEST_TRIM_THRESHOLD
 
 IMAGES = 2_560
 EPOCHS = 3
 CORES = len(os.sched_getaffinity(0))
 
 
-def peer(which: str, folder: Path, processes: int, threads: int) -> dict[str, float]:
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(LARGEST_MMAP_THRESHOLD),
+    "MALLOC_TRIM_THRESHOLD_": str(LARGEST_TRIM_THRESHOLD),
+}
+"""What the project tells glibc, as the environment says it."""
+
+
+def peer(
+    which: str, folder: Path, processes: int, threads: int, tuned: bool = False
+) -> dict[str, float]:
     """A loop of `benchmarks.bare`, with so many threads in each process."""
     start = [sys.executable, "-m"]
     if processes > 1:
         start += ["torch.distributed.run", f"--nproc-per-node={processes}", "-m"]
     words = [*start, "benchmarks.bare", which, str(folder), f"--threads={threads}"]
-    rates = json.loads(output([*words, f"--epochs={EPOCHS}"]).strip().splitlines()[-1])
+    words += [f"--epochs={EPOCHS}", "--settings", json.dumps({"fused": tuned, "tuned": tuned})]
+    if tuned:
+        words = ["env", *(f"{name}={value}" for name, value in KEEP_FREED_MEMORY.items()), *words]
+    rates = json.loads(output(words).strip().splitlines()[-1])
     return {"images_per_second": statistics.median(rates[1:])}
 
 
@@ -58,6 +74,12 @@ def project(folder: Path, workers: int, threads: int, deterministic: bool) -> di
         output([sys.executable, "-m", "cifar_dist.train", *words])
         rows = RunDirectory.at(runs, "run").read_metrics()
         return {"images_per_second": statistics.median(r["images_per_second"] for r in rows[1:])}
+
+
+def host(which: str) -> dict[str, float]:
+    """Milliseconds of a step of `benchmarks.host`, the median of the epochs after the first."""
+    found = json.loads(output([sys.executable, "-m", "benchmarks.host", which]).splitlines()[-1])
+    return {"milliseconds": statistics.median(found[1:])}
 
 
 def parts(folder: Path, workers: int, threads: int) -> dict[str, float]:
@@ -93,6 +115,7 @@ def main() -> None:
                 "cifar_dist, 1 worker, 1 thread": of(project, folder, 1, 1, False),
             },
             {
+                "torchrun DDP, tuned": of(peer, "loop", folder, 2, half, True),
                 "torchrun DDP": of(peer, "loop", folder, 2, half),
                 "cifar_dist, 2 workers": of(project, folder, 2, half, False),
                 "cifar_dist, 2 workers, deterministic": of(project, folder, 2, half, True),
@@ -100,6 +123,15 @@ def main() -> None:
         ]
         figures = in_turn(
             {name: measure for group in groups for name, measure in group.items()},
+            chosen.repeats,
+            chosen.warm_ups,
+        )
+        of_host = in_turn(
+            {
+                "bare loop": of(host, "loop"),
+                "Lightning's loop": of(host, "lightning"),
+                "cifar_dist without Ray": of(host, "project"),
+            },
             chosen.repeats,
             chosen.warm_ups,
         )
@@ -114,12 +146,13 @@ def main() -> None:
     for group in groups:
         part = {each: figures[each] for each in group}
         say(part, "images_per_second", next(iter(group)), "images a second")
+    say(of_host, "milliseconds", "bare loop", "milliseconds of a step of nothing", ".2f")
     print("\n| milliseconds of a step | " + " | ".join(of_steps) + " |\n|---|---|---|")
     for key in next(iter(of_steps.values()))[0]:
         cells = [cell([1000 * each[key] for each in runs], ".1f") for runs in of_steps.values()]
         print(f"| {key} | {' | '.join(cells)} |")
     about = {"images": chosen.images, "cores": CORES, "source": measured.source()}
-    write(chosen.output, figures | of_steps, **about)
+    write(chosen.output, figures | of_host | of_steps, **about)
 
 
 if __name__ == "__main__":
