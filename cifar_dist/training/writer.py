@@ -75,6 +75,7 @@ class Snapshot:
         self._content = _mapped(content, lambda tensor: tensor.detach().clone())
         self._taken: torch.cuda.Event | None = None
         if torch.cuda.is_initialized():
+            self._device = torch.cuda.current_device()
             self._taken = torch.cuda.Event()
             self._taken.record()
 
@@ -82,12 +83,14 @@ class Snapshot:
         """Return the copy with every tensor on the CPU; blocks the calling thread, not training."""
         if self._taken is None:
             return self._content
-        # Not in the stream that trains, which would stand still for as long as the copy takes.
-        stream = torch.cuda.Stream()
-        stream.wait_event(self._taken)
-        with torch.cuda.stream(stream):
-            content = _mapped(self._content, _fetched)
-        stream.synchronize()
+        # A new thread's device is the first one, where a context would take half a gigabyte.
+        with torch.cuda.device(self._device):
+            # Not in the stream that trains, which would stand still for as long as the copy takes.
+            stream = torch.cuda.Stream()
+            stream.wait_event(self._taken)
+            with torch.cuda.stream(stream):
+                content = _mapped(self._content, _fetched)
+            stream.synchronize()
         self._content = None
         return content
 
