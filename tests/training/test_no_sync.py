@@ -16,12 +16,15 @@ from tests.training.small import STEPS, Small, TrainFew, small_network
 PRESET = {
     "stem": "cifar", "optimizer": "sgd", "schedule": "onecycle", "lr": 0.2, "cutout": 8,
     "label_smoothing": 0.1, "precision": "bf16-mixed", "channels_last": True, "flip": 0.5,
+    "ema": 0.99, "crop_padding_mode": "reflect", "decay_norm_bias": False, "anneal": "linear",
 }  # fmt: skip
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("settings", [{}, PRESET], ids=["defaults", "preset"])
+@pytest.mark.parametrize(
+    "settings", [{}, PRESET, {"data_on_device": "off"}], ids=["defaults", "preset", "data sent"]
+)
 def test_no_step_of_an_epoch_waits_for_the_gpu(
     train_few: TrainFew, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
