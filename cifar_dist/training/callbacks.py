@@ -292,7 +292,8 @@ class Record(Checkpoint):
             return
         snapshot = checkpoints.taken()
         bests = {self.best_epoch, self._best_before()}
-        rows = list(self.history) if best or self._at_epoch_end(file) else None
+        at_epoch_end = not self.run.steps_into_epoch(file)
+        rows = list(self.history)
 
         def write() -> None:
             content = snapshot.on_cpu()
@@ -307,13 +308,10 @@ class Record(Checkpoint):
             self.run.prune_checkpoints({*newest, *map(self.run.checkpoint, bests)})
             if best:
                 write_atomically(self.run.model_file, weights)
-            if rows is not None:
+            if at_epoch_end:
                 self.run.write_metrics(rows)
 
         self.writer.submit(write)
-
-    def _at_epoch_end(self, file: AnyPath) -> bool:
-        return bool(self.history) and file == self.run.checkpoint(self.history[-1]["epoch"])
 
     def _best_before(self) -> int:
         """The best epoch as the checkpoint before the newest knows it."""
