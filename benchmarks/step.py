@@ -26,13 +26,14 @@ from pathlib import Path
 
 from benchmarks import images as measured
 from benchmarks import shares
-from benchmarks.side_by_side import arguments, cell, in_turn, output, say, write
+from benchmarks.side_by_side import Figures, arguments, cell, in_turn, output, say, write
 from cifar_dist.runs import RunDirectory
 from cifar_dist.training.memory import LARGEST_MMAP_THRESHOLD, LARGEST_TRIM_THRESHOLD
 
 IMAGES = 2_560
 EPOCHS = 3
 CORES = len(os.sched_getaffinity(0))
+Measure = Callable[[], dict[str, float]]
 
 
 KEEP_FREED_MEMORY = {
@@ -93,66 +94,73 @@ def parts(folder: Path, workers: int, threads: int) -> dict[str, float]:
         return found
 
 
+def subjects(folder: Path) -> dict[str, dict[str, Measure]]:
+    """What is measured, by part and name; a part's first is what its others are compared with."""
+    of = functools.partial
+    half = max(CORES // 2, 1)
+    return {
+        "alone": {
+            f"bare loop, {CORES} threads": of(peer, "loop", folder, 1, CORES),
+            f"Lightning, {CORES} threads": of(peer, "lightning", folder, 1, CORES),
+            f"cifar_dist without Ray, {CORES} threads": of(project, folder, 0, CORES, False),
+            f"cifar_dist, 1 worker, {CORES} threads": of(project, folder, 1, CORES, False),
+        },
+        "one": {
+            "bare loop, 1 thread": of(peer, "loop", folder, 1, 1),
+            "cifar_dist, 1 worker, 1 thread": of(project, folder, 1, 1, False),
+        },
+        "two": {
+            "torchrun DDP, tuned": of(peer, "loop", folder, 2, half, True),
+            "torchrun DDP": of(peer, "loop", folder, 2, half),
+            "cifar_dist, 2 workers": of(project, folder, 2, half, False),
+            "cifar_dist, 2 workers, deterministic": of(project, folder, 2, half, True),
+        },
+        "host": {
+            "bare loop, nothing": of(host, "loop"),
+            "Lightning, nothing": of(host, "lightning"),
+            "cifar_dist without Ray, nothing": of(host, "project"),
+        },
+        "shares": {
+            f"without Ray, {CORES} threads": of(parts, folder, 0, CORES),
+            "2 workers": of(parts, folder, 2, half),
+        },
+    }
+
+
+def show(part: str, figures: Figures) -> None:
+    """Print a part's figures as a Markdown table."""
+    first = next(iter(figures))
+    if part == "host":
+        say(figures, "milliseconds", first, "milliseconds of a step of nothing", ".2f")
+    elif part != "shares":
+        say(figures, "images_per_second", first, "images a second")
+    else:
+        print("\n| milliseconds of a step | " + " | ".join(figures) + " |\n|---|---|---|")
+        for key in figures[first][0]:
+            cells = [cell([1000 * each[key] for each in runs], ".1f") for runs in figures.values()]
+            print(f"| {key} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     """Measure, print tables, and write JSON."""
     parser = arguments(__doc__, "step")
     parser.add_argument("--images", type=int, default=IMAGES)
+    parts_known = tuple(subjects(Path()))
+    parser.add_argument("--part", choices=parts_known, nargs="+", default=parts_known)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         measured.write_folder(folder, chosen.images, 100)
-        of = functools.partial
-        half = max(CORES // 2, 1)
-        groups: list[dict[str, Callable[[], dict[str, float]]]] = [
-            {
-                f"bare loop, {CORES} threads": of(peer, "loop", folder, 1, CORES),
-                f"Lightning, {CORES} threads": of(peer, "lightning", folder, 1, CORES),
-                f"cifar_dist without Ray, {CORES} threads": of(project, folder, 0, CORES, False),
-                f"cifar_dist, 1 worker, {CORES} threads": of(project, folder, 1, CORES, False),
-            },
-            {
-                "bare loop, 1 thread": of(peer, "loop", folder, 1, 1),
-                "cifar_dist, 1 worker, 1 thread": of(project, folder, 1, 1, False),
-            },
-            {
-                "torchrun DDP, tuned": of(peer, "loop", folder, 2, half, True),
-                "torchrun DDP": of(peer, "loop", folder, 2, half),
-                "cifar_dist, 2 workers": of(project, folder, 2, half, False),
-                "cifar_dist, 2 workers, deterministic": of(project, folder, 2, half, True),
-            },
-        ]
-        figures = in_turn(
-            {name: measure for group in groups for name, measure in group.items()},
-            chosen.repeats,
-            chosen.warm_ups,
-        )
-        of_host = in_turn(
-            {
-                "bare loop": of(host, "loop"),
-                "Lightning's loop": of(host, "lightning"),
-                "cifar_dist without Ray": of(host, "project"),
-            },
-            chosen.repeats,
-            chosen.warm_ups,
-        )
-        of_steps = in_turn(
-            {
-                f"without Ray, {CORES} threads": of(parts, folder, 0, CORES),
-                "2 workers": of(parts, folder, 2, half),
-            },
-            chosen.repeats,
-            chosen.warm_ups,
-        )
-    for group in groups:
-        part = {each: figures[each] for each in group}
-        say(part, "images_per_second", next(iter(group)), "images a second")
-    say(of_host, "milliseconds", "bare loop", "milliseconds of a step of nothing", ".2f")
-    print("\n| milliseconds of a step | " + " | ".join(of_steps) + " |\n|---|---|---|")
-    for key in next(iter(of_steps.values()))[0]:
-        cells = [cell([1000 * each[key] for each in runs], ".1f") for runs in of_steps.values()]
-        print(f"| {key} | {' | '.join(cells)} |")
+        figures = {
+            part: in_turn(each, chosen.repeats, chosen.warm_ups)
+            for part, each in subjects(folder).items()
+            if part in chosen.part
+        }
+    for part, found in figures.items():
+        show(part, found)
     about = {"images": chosen.images, "cores": CORES, "source": measured.source()}
-    write(chosen.output, figures | of_host | of_steps, **about)
+    flat = {name: runs for found in figures.values() for name, runs in found.items()}
+    write(chosen.output, flat, **about)
 
 
 if __name__ == "__main__":
