@@ -7,8 +7,9 @@ one thread; and with two processes that share the cores as torchrun's DDP and as
 two Ray workers. torchrun's DDP runs with torch's defaults, and as someone who knows it would write
 it: fused optimizer, gradients as views of buckets, no broadcast of buffers, and glibc told to keep
 what a step frees. The project augments, counts accuracy and keeps its record in this time; the
-peers' batches lie ready in memory. All but each process's first epoch count. Determinism costs
-something by itself, so the project runs with it, as is its default, and without, as its peers do.
+peers' batches lie ready in memory. All but each process's first two epochs count. Determinism
+costs something by itself, so the project runs with it, as is its default, and without, as its peers
+do.
 Where a step's time goes is measured in runs of their own, see `benchmarks.shares`, and what it
 costs the host with a network of nothing in others, see `benchmarks.host`.
 """
@@ -31,7 +32,12 @@ from cifar_dist.runs import RunDirectory
 from cifar_dist.training.memory import LARGEST_MMAP_THRESHOLD, LARGEST_TRIM_THRESHOLD
 
 IMAGES = 2_560
-EPOCHS = 3
+EPOCHS = 4
+UNCOUNTED = 2
+"""Epochs of a process: one warms up, and in the second the first one's checkpoint is written."""
+LR = "1e-12"
+"""So that no later epoch is better than the first, whose checkpoint is then the only one before the
+end: what checkpoints cost is what `benchmarks.checkpoint` measures, and the peers write none."""
 CORES = len(os.sched_getaffinity(0))
 Measure = Callable[[], dict[str, float]]
 
@@ -55,7 +61,7 @@ def peer(
     if tuned:
         words = ["env", *(f"{name}={value}" for name, value in KEEP_FREED_MEMORY.items()), *words]
     rates = json.loads(output(words).strip().splitlines()[-1])
-    return {"images_per_second": statistics.median(rates[1:])}
+    return {"images_per_second": statistics.median(rates[UNCOUNTED:])}
 
 
 def command(folder: Path, runs: str, workers: int, threads: int, deterministic: bool) -> list[str]:
@@ -63,7 +69,7 @@ def command(folder: Path, runs: str, workers: int, threads: int, deterministic: 
     return [
         "--data-dir", str(folder), f"--num-workers={workers}", f"--max-epochs={EPOCHS}",
         "--name=run", "--storage-path", runs, "--no-report", f"--checkpoint-every={EPOCHS}",
-        f"--cpus-per-worker={threads}",
+        f"--cpus-per-worker={threads}", f"--lr={LR}",
         "--deterministic" if deterministic else "--no-deterministic",
     ]  # fmt: skip
 
@@ -74,7 +80,8 @@ def project(folder: Path, workers: int, threads: int, deterministic: bool) -> di
         words = command(folder, runs, workers, threads, deterministic)
         output([sys.executable, "-m", "cifar_dist.train", *words])
         rows = RunDirectory.at(runs, "run").read_metrics()
-        return {"images_per_second": statistics.median(r["images_per_second"] for r in rows[1:])}
+        rates = [row["images_per_second"] for row in rows[UNCOUNTED:]]
+        return {"images_per_second": statistics.median(rates)}
 
 
 def host(which: str) -> dict[str, float]:
