@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pytest
@@ -40,6 +40,21 @@ class Small(nn.Module):
 
     def disturbed(self, hidden: Tensor) -> Tensor:
         return hidden
+
+
+class Breaking(Small):
+    """A small network whose training passes (0-based, over all networks) in ``breaks`` fail."""
+
+    breaks: tuple[int, ...] = ()
+    seen: ClassVar[list[dict[str, Tensor]]] = []
+    """What the weights and statistics were before each training pass."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append({name: value.clone() for name, value in self.state_dict().items()})
+            if len(self.seen) - 1 in self.breaks:
+                images = images * float("nan")
+        return super().forward(images)
 
 
 @contextlib.contextmanager

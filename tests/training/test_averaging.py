@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from cifar_dist.model.classifier import Classifier
 from cifar_dist.train import Trained
 from cifar_dist.training.averaging import AverageWeights
 from cifar_dist.training.checkpoints import read_checkpoint
-from tests.training.small import STEPS, SignalAt, Small, TrainFew, same, small_network
+from tests.training.small import STEPS, Breaking, SignalAt, Small, TrainFew, same, small_network
 
 RECIPE: dict[str, Any] = {
     "optimizer": "sgd", "schedule": "onecycle", "lr": 0.05, "warmup_epochs": 0.5,
@@ -32,30 +32,16 @@ RECIPE: dict[str, Any] = {
 """The settings of the preset cifar; the decay is one that so short a run reaches."""
 
 
-class Watched(Small):
-    """A small network that keeps its state before each training pass; those in ``breaks`` fail."""
-
-    breaks: tuple[int, ...] = ()
-    seen: ClassVar[list[dict[str, torch.Tensor]]] = []
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            self.seen.append({name: value.clone() for name, value in self.state_dict().items()})
-            if len(self.seen) - 1 in self.breaks:
-                images = images * float("nan")
-        return super().forward(images)
-
-
 @pytest.fixture(autouse=True)
 def _watched(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Watched, "seen", [])
-    with small_network(Watched):
+    monkeypatch.setattr(Breaking, "seen", [])
+    with small_network(Breaking):
         yield
 
 
 @pytest.fixture(scope="module")
 def undisturbed(train_few: TrainFew, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    with small_network(Watched):
+    with small_network(Breaking):
         return train_few(tmp_path_factory.mktemp("runs"), "undisturbed", **RECIPE)
 
 
@@ -85,11 +71,11 @@ def averaged_by_hand(
 def test_each_step_moves_the_average_and_one_that_is_skipped_spoils_nothing(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skipped: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(Watched, "breaks", skipped)
+    monkeypatch.setattr(Breaking, "breaks", skipped)
     done = train_few(tmp_path, "run", **RECIPE, on_nonfinite="skip")
     assert done.summary["skipped_updates"] == len(skipped)
     last, average = states(done.run.checkpoint(3))
-    expected = averaged_by_hand([*Watched.seen, last], decay=RECIPE["ema"])
+    expected = averaged_by_hand([*Breaking.seen, last], decay=RECIPE["ema"])
     for name, value in average.items():
         if name.endswith("num_batches_tracked"):
             assert int(value) == 3 * STEPS - len(skipped)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -23,28 +22,13 @@ from cifar_dist.training.reading import Reading
 from tests.conftest import ROOT
 from tests.training.small import (
     STEPS,
+    Breaking,
     SignalAt,
-    Small,
     TrainFew,
     half_on_cpu,
     same,
     small_network,
 )
-
-
-class Breaking(Small):
-    """A small network whose training passes (0-based, over all networks) in ``breaks`` fail."""
-
-    breaks: tuple[int, ...] = ()
-    seen: ClassVar[list[dict[str, torch.Tensor]]] = []
-    """What the weights and statistics were before each training pass."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            self.seen.append({name: value.clone() for name, value in self.state_dict().items()})
-            if len(self.seen) - 1 in self.breaks:
-                images = images * float("nan")
-        return super().forward(images)
 
 
 @pytest.fixture(autouse=True)
