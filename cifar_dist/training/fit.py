@@ -111,7 +111,7 @@ def fit(
     skips = SkipNonFinite(listener if rank == 0 else ignore, config.on_nonfinite == "skip")
     callbacks: list[pl.Callback] = [skips, record]
     if config.on_nonfinite == "stop":
-        callbacks.append(StopOnNonFinite(run))
+        callbacks.append(StopOnNonFinite(run, writer))
     if config.ema:  # after what undoes a step's statistics
         callbacks.append(AverageWeights(config.ema))
     if strategy != "auto" and not config.sync_batchnorm:  # else they are the same on all ranks

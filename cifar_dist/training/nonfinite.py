@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from typing import Any, NamedTuple
@@ -12,11 +13,12 @@ import torch.distributed
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from cifar_dist.errors import Diverged
+from cifar_dist.errors import Diverged, RunFailed
 from cifar_dist.events import Listener, ignore
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.runs import RunDirectory
 from cifar_dist.training.reading import Reading
+from cifar_dist.training.writer import BackgroundWriter
 
 STEPS_AHEAD = 8
 """How many steps may be given to a GPU before the loss of the first of them is read."""
@@ -29,12 +31,17 @@ class StopOnNonFinite(Callback):
     a checkpoint and at an epoch's end: to read each at once would make the device finish a step
     before the next is prepared. The step that is named, and what is saved, are the same.
 
+    Args:
+        run: whose last good checkpoint is named.
+        writer: what writes it.
+
     Raises:
         Diverged: on the rank that sees it.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, writer: BackgroundWriter) -> None:
         self.run = run
+        self.writer = writer
         self._unread: deque[tuple[Reading, Where]] = deque()
 
     def on_before_backward(
@@ -64,6 +71,10 @@ class StopOnNonFinite(Callback):
                 raise Diverged(self._message(f"the loss is {loss} at {where}"))
 
     def _message(self, what: str) -> str:
+        # The last good checkpoint may still be on its way to the disk. One that cannot be written
+        # is none, and a second error.
+        with contextlib.suppress(RunFailed):
+            self.writer.wait()
         checkpoints = self.run.checkpoints_newest_first()
         last = (
             f"the last good checkpoint is {checkpoints[0]}" if checkpoints else "no checkpoint yet"

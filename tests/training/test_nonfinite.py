@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 
 from cifar_dist.errors import Diverged, Interrupted
 from cifar_dist.runs import RunDirectory
+from cifar_dist.training import callbacks
 from cifar_dist.training.checkpoints import read_checkpoint
 from cifar_dist.training.nonfinite import SkipNonFinite
 from cifar_dist.training.reading import Reading
@@ -57,6 +59,21 @@ def test_the_run_stops_at_that_step_and_names_the_last_good_checkpoint(
     assert len(Breaking.seen) == STEPS + 4  # not one step more
     assert run.read_summary()["status"] == "failed"
     assert all(torch.isfinite(v).all() for v in read_checkpoint(last)["state_dict"].values())
+
+
+def test_a_checkpoint_that_is_still_being_written_is_the_one_that_is_named(
+    train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_bytes = callbacks.checkpoint_as_bytes
+
+    def slow(content: dict) -> bytes:
+        time.sleep(0.5)
+        return as_bytes(content)
+
+    monkeypatch.setattr(callbacks, "checkpoint_as_bytes", slow)
+    break_at(monkeypatch, 4)
+    with pytest.raises(Diverged, match=r"the last good checkpoint is \S+epoch-0001-step-0004.ckpt"):
+        train_few(tmp_path, "broken", checkpoint_every="4s")
 
 
 def test_before_the_first_checkpoint_there_is_none_to_name(
