@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHON_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+"""Of commands that tests start: packages may have been installed into a folder that it names."""
 
 # Tests start their own Ray, and never join one that somebody else runs on the machine.
 os.environ["RAY_ADDRESS"] = "local"
@@ -80,7 +82,7 @@ def run_command(folder: Path, *words: str, module: str = "cifar_dist.train") -> 
     done = subprocess.run(
         [sys.executable, "-m", module, *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         capture_output=True,
         text=True,
         timeout=300,

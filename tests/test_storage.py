@@ -16,7 +16,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.model.resnet import check_weights_file, read_weights
 from cifar_dist.runs import RunDirectory
 from cifar_dist.storage import StorePath, at, is_writable, write_atomically
-from tests.conftest import ROOT, run_command
+from tests.conftest import PYTHON_PATH, run_command
 from tests.object_store import BUCKET, CREDENTIALS
 
 
@@ -92,7 +92,7 @@ def test_a_run_in_a_store_is_killed_and_goes_on_to_the_same_bits(
     assert whole.code == 0, whole.err
     running = subprocess.Popen(
         [sys.executable, "-m", "cifar_dist.train", *words, store, "--name", "run"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": PYTHON_PATH}, start_new_session=True,
     )  # fmt: skip
     run = RunDirectory.at(store, "run")
     until = time.monotonic() + 120

@@ -18,7 +18,7 @@ from cifar_dist.data.cache import prepare
 from cifar_dist.data.sources import find_source
 from cifar_dist.runs import RunDirectory
 from cifar_dist.train import _plan
-from tests.conftest import ROOT, Finished, first_images, run_command
+from tests.conftest import PYTHON_PATH, Finished, first_images, run_command
 
 SMALL = ("--dataset", "digits", "--batch-size", "450", "--max-epochs", "2", "--no-report")
 
@@ -39,7 +39,7 @@ def run_script(folder: Path, code: str, *words: str) -> subprocess.CompletedProc
     return subprocess.run(
         [sys.executable, "-c", code, *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         capture_output=True,
         text=True,
         timeout=200,
@@ -234,7 +234,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     running = subprocess.Popen(
         [sys.executable, "-m", "cifar_dist.train", *words],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -18,7 +18,7 @@ import pytest
 
 from cifar_dist.runs import RunDirectory
 from cifar_dist.search import SearchDirectory
-from tests.conftest import ROOT, Finished, run_command
+from tests.conftest import PYTHON_PATH, Finished, run_command
 from tests.test_train import one_line
 from tests.training.test_fit import without_timing
 
@@ -134,7 +134,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", SEARCH, *WORDS, *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

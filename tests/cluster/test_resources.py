@@ -9,7 +9,7 @@ import pytest
 
 from cifar_dist.cluster.resources import refuse_unplaceable
 from cifar_dist.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import PYTHON_PATH
 
 CPU_NODE = {"CPU": 8.0, "memory": 1e9}
 GPU_NODE = {"CPU": 4.0, "GPU": 2.0}
@@ -85,7 +85,7 @@ def test_parts_of_gpus_are_counted_as_ray_places_them() -> None:
     # In a process of its own: the cluster says that it has GPUs, and nobody looks for them.
     done = subprocess.run(
         [sys.executable, "-c", AS_RAY_PLACES],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         capture_output=True,
         text=True,
         timeout=300,

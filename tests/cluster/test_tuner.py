@@ -21,7 +21,7 @@ from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
 from cifar_dist.tune import Searched, search
 from cifar_dist.tune_config import make_tune_config
 from tests.cluster import trials
-from tests.conftest import ROOT
+from tests.conftest import PYTHON_PATH
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -179,7 +179,7 @@ for attempt in (lambda: torch.ones(3, device="cuda")[torch.tensor([7], device="c
 def test_on_a_gpu_a_failed_assertion_is_an_error_of_the_device() -> None:
     done = subprocess.run(
         [sys.executable, "-c", ASSERT_ON_THE_DEVICE],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         capture_output=True,
         text=True,
         timeout=120,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from cifar_dist.errors import RunFailed
 from cifar_dist.training import seeding
 from cifar_dist.training.seeding import nondeterminism_reported, set_seed
-from tests.conftest import ROOT
+from tests.conftest import PYTHON_PATH
 from tests.training.small import Small, TrainFew, small_network
 
 
@@ -202,7 +202,7 @@ def test_the_workspace_of_cublas_is_fixed_before_the_device_is_touched(
     )  # fmt: skip
     env = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
     done = subprocess.run(
-        [sys.executable, "-c", script], env={**env, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", script], env={**env, "PYTHONPATH": PYTHON_PATH},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1:] == ["touched with :4096:8"], done.stderr
@@ -225,7 +225,7 @@ print((factor() @ factor()).sum().item())
 def test_on_a_gpu_a_deterministic_trial_may_follow_one_that_is_not() -> None:
     env = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
     done = subprocess.run(
-        [sys.executable, "-c", AFTER_ANOTHER], env={**env, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", AFTER_ANOTHER], env={**env, "PYTHONPATH": PYTHON_PATH},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.stdout.strip() == str(64.0**3), done.stderr
