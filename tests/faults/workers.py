@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cifar_dist.cluster.trainer import Work, train_worker
@@ -17,17 +18,21 @@ def counting_worker(work: Work) -> Outcome | None:
     """
     import torch
 
-    from cifar_dist.data import datamodule
+    from cifar_dist.data.stores import HostImages, Part
     from cifar_dist.training import callbacks, fit
 
-    gathered = datamodule._gathered
+    batches = HostImages.batches
     given: list[Any] = []
 
-    def noting(source: Any, images: Any, global_size: int) -> datamodule.Batch:
-        given[:] = [images]
-        return gathered(source, images, global_size)
+    def noting(self: HostImages, parts: Iterable[Part]) -> Iterator[torch.Tensor]:
+        def noted() -> Iterator[Part]:
+            for numbers, on_device in parts:
+                given[:] = [numbers]
+                yield numbers, on_device
 
-    datamodule._gathered = noting
+        return batches(self, noted())
+
+    HostImages.batches = noting
 
     class Counting(callbacks.Record):
         counts = torch.zeros(work.config.max_epochs, 2_000, dtype=torch.int64)
