@@ -477,16 +477,14 @@ def weights_as_bytes(network: nn.Module) -> bytes:
 
     The same weights give the same bytes, so a SHA-256 of them tells whether two runs agree.
     """
-    return safetensors.torch.save(
-        {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    )
+    return network_as_bytes(network.state_dict())
 
 
-def network_as_bytes(state: Mapping[str, Tensor], prefix: str) -> bytes:
+def network_as_bytes(state: Mapping[str, Tensor], prefix: str = "") -> bytes:
     """Return the same of the network whose names begin so in a checkpoint's ``state_dict``."""
     return safetensors.torch.save(
         {
-            name.removeprefix(prefix): value.contiguous()
+            name.removeprefix(prefix): value.detach().cpu().contiguous()
             for name, value in state.items()
             if name.startswith(prefix)
         }
