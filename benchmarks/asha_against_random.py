@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
+from cifar_dist.config.tune import make_tune_config
 from cifar_dist.events import Event
 from cifar_dist.tune import search
-from cifar_dist.tune_config import make_tune_config
 from tests.conftest import first_images
 
 SETTINGS: dict[str, Any] = {

@@ -28,7 +28,7 @@ EPOCHS = 8
 
 def measure(waits: bool, threads: int) -> dict[str, float]:
     """Train in this process, with training waiting for each file or not."""
-    from cifar_dist.config import TrainConfig
+    from cifar_dist.config.train import TrainConfig
     from cifar_dist.train import train
     from cifar_dist.training.callbacks import Record
     from cifar_dist.training.writer import BackgroundWriter

@@ -127,10 +127,10 @@ class Here:
             settings: of `TrainConfig`; a ``preset`` counts.
             options: of `fit`.
         """
-        from cifar_dist.config import make_config
+        from cifar_dist.config.train import make_config
         from cifar_dist.data.cache import prepare
         from cifar_dist.data.sources import find_source
-        from cifar_dist.runs import RunDirectory
+        from cifar_dist.runs.directory import RunDirectory
         from cifar_dist.training.fit import fit
 
         config = make_config(

@@ -97,7 +97,7 @@ def lightning() -> list[float]:
 def project() -> list[float]:
     """``cifar_dist.train`` without Ray."""
     import cifar_dist.training.fit as fit
-    from cifar_dist.config import TrainConfig
+    from cifar_dist.config.train import TrainConfig
     from cifar_dist.train import train
 
     fit.resnet18 = Nothing  # type: ignore[assignment]

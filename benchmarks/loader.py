@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import images as measured
 from benchmarks.side_by_side import arguments, in_turn, say, write
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.datamodule import ImageDataModule
 from cifar_dist.data.sources import find_source

@@ -6,36 +6,24 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
-from cifar_dist.config import (
-    PRESETS,
-    TrainConfig,
-    flag,
-    make_config,
-    read_settings,
-    setting_names,
-    unknown_name,
-    with_preset,
-)
+from cifar_dist.config.fields import flag, unknown_name
+from cifar_dist.config.files import read_settings
+from cifar_dist.config.model import EvaluateConfig, ExportConfig, ModelConfig, PredictConfig
+from cifar_dist.config.presets import PRESETS
+from cifar_dist.config.report import ReportConfig
+from cifar_dist.config.train import TrainConfig, make_config, setting_names, with_preset
+from cifar_dist.config.tune import TuneConfig, make_tune_config, split_settings, tune_setting_names
 from cifar_dist.errors import Interrupted, RunFailed, UserError
-from cifar_dist.model_config import EvaluateConfig, ExportConfig, ModelConfig, PredictConfig
-from cifar_dist.report_config import ReportConfig
-from cifar_dist.runs import RunDirectory
-from cifar_dist.search import SearchDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.search.directory import SearchDirectory
+from cifar_dist.signals import interrupt_on_signals
 from cifar_dist.storage import StoreError
-from cifar_dist.tune_config import (
-    TuneConfig,
-    make_tune_config,
-    split_settings,
-    tune_setting_names,
-)
 
 
 def parse_train(words: Sequence[str]) -> TrainConfig:
@@ -264,18 +252,6 @@ def run_command(command: Callable[[list[str]], None]) -> NoReturn:
     except (Interrupted, KeyboardInterrupt) as error:
         _leave(130, str(error) or "interrupted")
     _leave(0)
-
-
-def interrupt_on_signals() -> None:
-    """Make SIGINT and SIGTERM raise `Interrupted`; the second one ends the process at once."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, lambda signum, frame: os._exit(130))
-        raise Interrupted
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, interrupt)
 
 
 def _leave(code: int, message: str | None = None) -> NoReturn:

@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_dist.cli import parse_evaluate, run_command
+from cifar_dist.config.model import EvaluateConfig
+from cifar_dist.config.train import with_absolute_paths
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Listener, ignore
-from cifar_dist.launching import shown, with_absolute_paths
-from cifar_dist.model_config import EvaluateConfig
-from cifar_dist.runs import as_json
-from cifar_dist.storage import AnyPath, at, delete_folder, write_atomically
+from cifar_dist.inference.lookup import run_of, trained_config, weights_file
+from cifar_dist.storage import AnyPath, as_json, at, delete_folder, write_atomically
+from cifar_dist.terminal.hints import shown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cifar_dist.config import TrainConfig
+    from cifar_dist.config.train import TrainConfig
     from cifar_dist.data.cache import CachedDataset
     from cifar_dist.data.sources import LabelledImages
-    from cifar_dist.model.scores import Scores
+    from cifar_dist.inference.scores import Scores
 
 
 HARDEST = 24
@@ -61,9 +62,10 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
         UserError: no such model, bad weights or data, or too few resources.
         RunFailed: a worker failed, or a file cannot be written.
     """
-    file = config.weights_file
+    file = weights_file(config)
     trained = with_absolute_paths(
-        config.trained(
+        trained_config(
+            config,
             listener,
             num_workers=config.num_workers,
             use_gpu=config.use_gpu,
@@ -78,7 +80,7 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
     from cifar_dist.data.sources import find_source
 
     dataset = prepare(trained.dataset, find_source(trained.dataset, str(trained.data_dir)))
-    run = config.run
+    run = run_of(config)
     if run and run.started_with_fingerprint() not in (None, dataset.fingerprint):
         raise UserError(
             f"--data-dir {trained.data_dir}: holds other data than the run was trained on; name "
@@ -89,7 +91,7 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
     from cifar_dist.training.torchmetrics_alone import load_torchmetrics_alone
 
     load_torchmetrics_alone()
-    from cifar_dist.model.scores import score
+    from cifar_dist.inference.scores import score
 
     images, members = dataset.part(config.split)
     scores = score(logits, images.labels[members], dataset.classes)
@@ -107,12 +109,12 @@ def _logits(
 ) -> NDArray[np.float32]:
     from cifar_dist.model.resnet import read_weights
 
-    where = str(config.weights_file)
+    where = str(weights_file(config))
     if config.num_workers == 0:
         from cifar_dist.data.datamodule import Share
-        from cifar_dist.model.trained import load_trained
-        from cifar_dist.training.seeding import set_seed
-        from cifar_dist.training.shares import logits_of_share
+        from cifar_dist.inference.model import load_trained
+        from cifar_dist.inference.sharded import logits_of_share
+        from cifar_dist.model.seeding import set_seed
 
         set_seed(trained.seed, trained.deterministic, trained.tf32)
         model = load_trained(where, read_weights(where), trained, dataset.about)

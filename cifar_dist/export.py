@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cifar_dist.cli import parse_export, run_command
+from cifar_dist.config.model import ExportConfig
+from cifar_dist.config.train import with_absolute_paths
 from cifar_dist.errors import RunFailed
-from cifar_dist.launching import model_of, shown, with_absolute_paths
-from cifar_dist.model_config import ExportConfig
+from cifar_dist.inference.lookup import trained_config, weights_file
+from cifar_dist.inference.model import model_of
 from cifar_dist.storage import AnyPath, at, write_atomically
+from cifar_dist.terminal.hints import shown
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "safetensors": ".export.safetensors"}
 LOADING = {
@@ -45,10 +48,10 @@ def export(config: ExportConfig) -> Exported:
 
     from cifar_dist.data.cache import prepare
     from cifar_dist.data.sources import find_source
-    from cifar_dist.model.exported import exported
+    from cifar_dist.inference.exported import exported
 
     model, about = model_of(config, use_gpu=False, precision="32")
-    trained = with_absolute_paths(config.trained())
+    trained = with_absolute_paths(trained_config(config))
     dataset = prepare(trained.dataset, find_source(trained.dataset, str(trained.data_dir)))
     content, answer = exported(model, about, config.format)
 
@@ -59,7 +62,7 @@ def export(config: ExportConfig) -> Exported:
     ours, theirs = (torch.cat(logits) for logits in zip(*pairs, strict=True))
     largest = float((ours - theirs).abs().max())
     same = int((ours.argmax(1) == theirs.argmax(1)).sum())
-    source = config.weights_file
+    source = weights_file(config)
     default = source.with_name(source.name.rpartition(".")[0] + SUFFIXES[config.format])
     file = at(config.output) if config.output else default
     if not largest <= TOLERANCE:

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_dist.cli import parse_predict, run_command
+from cifar_dist.config.model import PredictConfig
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, ignore
-from cifar_dist.launching import model_of
-from cifar_dist.model_config import PredictConfig
+from cifar_dist.inference.model import model_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from cifar_dist.data.cache import TrainedOn
-    from cifar_dist.model.trained import TrainedModel
+    from cifar_dist.inference.model import TrainedModel
 
 STANDARD_INPUT = "-"
 EXPORT = ("python", "-m", "cifar_dist.export")
@@ -84,7 +84,7 @@ def _predictions(
 
 
 def _inputs(words: Iterable[str]) -> Iterator[tuple[str, Path | bytes]]:
-    from cifar_dist.data.pictures import pictures_in
+    from cifar_dist.inference.images import pictures_in
 
     for word in words:
         if word == STANDARD_INPUT:
@@ -115,7 +115,7 @@ def _batches(
 
 
 def _read(source: Path | bytes) -> NDArray[np.uint8] | str:
-    from cifar_dist.data.pictures import read_picture
+    from cifar_dist.inference.images import read_picture
 
     try:
         return read_picture(source)

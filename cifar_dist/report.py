@@ -7,10 +7,10 @@ import traceback
 from collections.abc import Sequence
 
 from cifar_dist.cli import parse_report, run_command
+from cifar_dist.config.report import ReportConfig
 from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.launching import shown
-from cifar_dist.report_config import ReportConfig
 from cifar_dist.storage import AnyPath, StoreError, StorePath, at
+from cifar_dist.terminal.hints import shown
 
 
 def report(

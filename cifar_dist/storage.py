@@ -12,10 +12,11 @@ import errno
 import fnmatch
 import functools
 import importlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -252,3 +253,8 @@ def _write_aside(file: Path, content: bytes) -> None:
         os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def as_json(values: Mapping[str, Any]) -> bytes:
+    """The text of a JSON file."""
+    return (json.dumps(values, indent=2) + "\n").encode()

@@ -14,21 +14,17 @@ from typing import Any
 
 from cifar_dist import __version__
 from cifar_dist.cli import parse_train, run_command
-from cifar_dist.cluster.progress import Display, duration
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
 from cifar_dist.events import Event, Listener, Order, ignore
-from cifar_dist.launching import (
-    check_weights,
-    files_in,
-    git_commit,
-    interruption_noted,
-    leave_report,
-    resume_command,
-    shown,
-    with_absolute_paths,
-)
-from cifar_dist.runs import Outcome, RunDirectory
+from cifar_dist.model.resnet import check_starting_weights
+from cifar_dist.reports.attempt import leave_report
+from cifar_dist.runs.commit import git_commit
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import Outcome
+from cifar_dist.signals import interruption_noted
+from cifar_dist.terminal.hints import files_in, resume_command, shown
+from cifar_dist.terminal.run import Display, duration
 
 COMMAND = "python -m cifar_dist.train"
 EVALUATE = ("python", "-m", "cifar_dist.evaluate")
@@ -106,7 +102,7 @@ def _run(
     from cifar_dist.data.cache import CachedDataset, prepare
     from cifar_dist.data.sources import find_source
 
-    check_weights(config)
+    check_starting_weights(config)
     source = find_source(config.dataset, str(config.data_dir))
 
     def begin(where: str) -> CachedDataset:

@@ -12,29 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_dist import __version__
 from cifar_dist.cli import parse_tune, run_command
-from cifar_dist.config import TrainConfig, read_settings
+from cifar_dist.config.files import read_settings
+from cifar_dist.config.train import TrainConfig, with_absolute_paths
+from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.events import Event, Listener, ignore
-from cifar_dist.launching import (
-    check_weights,
-    files_in,
-    git_commit,
-    leave_report,
-    resume_command,
-    shown,
-    with_absolute_paths,
-)
-from cifar_dist.search import SearchDirectory
-from cifar_dist.spaces import Space
-from cifar_dist.tune_config import TuneConfig
+from cifar_dist.model.resnet import check_starting_weights
+from cifar_dist.reports.attempt import leave_report
+from cifar_dist.runs.commit import git_commit
+from cifar_dist.search.directory import SearchDirectory
+from cifar_dist.search.space import Space, searched_space
+from cifar_dist.terminal.hints import files_in, resume_command, shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cifar_dist.cluster.ledger import Ledger
-    from cifar_dist.cluster.suggestions import Suggestions
     from cifar_dist.cluster.trials import Training
     from cifar_dist.data.cache import CachedDataset
+    from cifar_dist.search.suggestions import Suggestions
+    from cifar_dist.search.trials import Ledger
 
 COMMAND = "python -m cifar_dist.tune"
 
@@ -89,7 +85,7 @@ def search(
         space.check(config.trial_base)
         ledger, suggestions = _ledger(config, space, directory)
     else:
-        space = config.read_space()
+        space = searched_space(config)
         ledger, suggestions = _ledger(config, space)
         directory = SearchDirectory.create(config, space)
     go_on = f"to go on: {resume_command(COMMAND, directory.name, storage_path)}"
@@ -134,8 +130,8 @@ def _ledger(
     config: TuneConfig, space: Space, resumed: SearchDirectory | None = None
 ) -> tuple[Ledger, Suggestions]:
     """What is known of the trials, and where their values come from."""
-    from cifar_dist.cluster.ledger import Ledger
-    from cifar_dist.cluster.suggestions import Drawn, Optuna, drawn_values
+    from cifar_dist.search.suggestions import Drawn, Optuna, drawn_values
+    from cifar_dist.search.trials import Ledger
 
     drawn: Mapping[int, Mapping[str, Any]]
     if config.search == "optuna":
@@ -185,7 +181,7 @@ def _run(
     left = [number for number in numbers if not ledger.finished(number)]
     for trial in _configs(config, ledger):
         if trial.weights != "none":
-            check_weights(trial)
+            check_starting_weights(trial)
     source = find_source(base.dataset, str(base.data_dir))
     if not left:
         return
@@ -269,8 +265,8 @@ def _plan(
 
 
 def _results(searched: Searched, config: TuneConfig) -> list[str]:
-    from cifar_dist.cluster.progress import duration
-    from cifar_dist.cluster.search_progress import ranking
+    from cifar_dist.terminal.run import duration
+    from cifar_dist.terminal.search import ranking
 
     summary, directory = searched.summary, searched.directory
     lines = ["the best trials:", *ranking(searched.table, config.metric, config.mode)]
@@ -302,7 +298,7 @@ def main(words: list[str]) -> None:
     """Parse, search, and print what came of it."""
     config = parse_tune(words)
 
-    from cifar_dist.cluster.search_progress import SearchDisplay
+    from cifar_dist.terminal.search import SearchDisplay
 
     display = SearchDisplay(sys.stdout)
     try:

@@ -32,7 +32,7 @@ def _nothing_undetermined_on_a_gpu(request: pytest.FixtureRequest) -> Iterator[N
     """In tests on a GPU an operation that is not deterministic raises."""
     with pytest.MonkeyPatch.context() as patch:
         if request.node.get_closest_marker("gpu"):
-            patch.setattr("cifar_dist.training.seeding.WARN_ONLY", False)
+            patch.setattr("cifar_dist.model.seeding.WARN_ONLY", False)
         yield
 
 

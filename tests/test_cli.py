@@ -10,8 +10,9 @@ import pytest
 
 from cifar_dist.cli import parse_train, parse_tune
 from cifar_dist.errors import UserError
-from cifar_dist.runs import RunDirectory
-from cifar_dist.search import SearchDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.search.directory import SearchDirectory
+from cifar_dist.search.space import searched_space
 from tests.conftest import ROOT
 
 HELP = """
@@ -157,7 +158,7 @@ def test_a_typed_setting_is_fixed_and_a_files_is_not(tmp_path: Path) -> None:
     file.write_text(parse_train(["--dataset", "digits", "--lr", "0.01"]).to_yaml())
     config = parse_tune(["--config", str(file), "--gamma=0.3", "--no-compile"])
     assert (config.train.lr, config.train.gamma, config.train.max_epochs) == (0.01, 0.3, 30)
-    assert list(config.read_space().domains) == ["lr", "weight_decay", "step_size"]
+    assert list(searched_space(config).domains) == ["lr", "weight_decay", "step_size"]
     assert parse_tune([]).train.max_epochs == 9
 
 
@@ -176,7 +177,7 @@ def test_a_search_that_is_resumed_takes_its_own_settings(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = parse_tune(["--name", "s", "--dataset", "digits", "--max-epochs", "3"])
-    SearchDirectory.create(config, config.read_space())
+    SearchDirectory.create(config, searched_space(config))
     resumed = parse_tune(["--name", "s", "--resume", "--num-samples", "20", "--num-workers", "2"])
     assert (resumed.train.max_epochs, resumed.num_samples, resumed.workers) == (3, 20, 2)
     with pytest.raises(UserError, match=r"--config my\.yaml: --resume keeps the settings"):

@@ -10,20 +10,21 @@ import pandas as pd
 import pytest
 import torch
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.model import EvaluateConfig, PredictConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset, prepare
 from cifar_dist.data.datamodule import Share
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import UserError
 from cifar_dist.evaluate import Evaluated, evaluate
-from cifar_dist.model.answers import Answers
+from cifar_dist.inference.lookup import trained_config
+from cifar_dist.inference.model import load_trained
+from cifar_dist.inference.predictions import Answers
+from cifar_dist.inference.scores import score
+from cifar_dist.inference.sharded import logits_of_share
 from cifar_dist.model.resnet import read_weights
-from cifar_dist.model.scores import score
-from cifar_dist.model.trained import load_trained
-from cifar_dist.model_config import EvaluateConfig, PredictConfig
 from cifar_dist.predict import predict
 from cifar_dist.train import Trained, train
-from cifar_dist.training.shares import logits_of_share
 from tests.conftest import run_command
 
 
@@ -89,7 +90,7 @@ def test_files_hold_what_is_returned(trained: Trained) -> None:
 def test_workers_parts_make_up_the_whole_to_the_bit(
     trained: Trained, dataset: CachedDataset, workers: int
 ) -> None:
-    config = EvaluateConfig(model=str(trained.run.path)).trained()
+    config = trained_config(EvaluateConfig(model=str(trained.run.path)))
     weights = read_weights(str(trained.run.model_file))
     model = load_trained("weights", weights, config, dataset.about)
     whole = logits_of_share(model, dataset, "test", 12, Share(0, 1))

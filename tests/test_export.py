@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.model import ExportConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import RunFailed
 from cifar_dist.export import export
-from cifar_dist.launching import model_of
-from cifar_dist.model_config import ExportConfig
+from cifar_dist.inference.model import model_of
 from cifar_dist.train import train
 
 BLOCKED = """
@@ -98,7 +98,7 @@ def test_a_file_gives_the_models_logits_without_ray_and_lightning(
 def test_a_file_that_answers_otherwise_is_not_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cifar_dist.model import exported
+    from cifar_dist.inference import exported
 
     right = exported._safetensors
 

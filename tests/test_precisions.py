@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.model import EvaluateConfig, ExportConfig, PredictConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.evaluate import evaluate
 from cifar_dist.export import export
-from cifar_dist.launching import model_of
-from cifar_dist.model_config import NO_HALF_ON_CPU, EvaluateConfig, ExportConfig, PredictConfig
+from cifar_dist.inference.lookup import NO_HALF_ON_CPU
+from cifar_dist.inference.model import model_of
 from cifar_dist.predict import predict
 from cifar_dist.report import report
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import Trained, train
 from tests.conftest import encoded, run_command
 from tests.training.small import half_on_cpu

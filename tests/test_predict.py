@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.model import PredictConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.datamodule import Share
-from cifar_dist.data.pictures import read_picture
 from cifar_dist.data.sources import find_source
-from cifar_dist.launching import model_of
-from cifar_dist.model_config import PredictConfig
+from cifar_dist.inference.images import read_picture
+from cifar_dist.inference.model import model_of
+from cifar_dist.inference.sharded import logits_of_share
 from cifar_dist.predict import predict
 from cifar_dist.train import Trained, train
-from cifar_dist.training.shares import logits_of_share
 from tests.conftest import ROOT, run_command
 
 

@@ -19,18 +19,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
+from cifar_dist.config.tune import make_tune_config
 from cifar_dist.data.sources import CIFAR10_CLASSES
 from cifar_dist.errors import UserError
-from cifar_dist.launching import leave_report
-from cifar_dist.model.answers import Answers
+from cifar_dist.inference.predictions import Answers
 from cifar_dist.report import report
+from cifar_dist.reports.attempt import leave_report
 from cifar_dist.reports.search import Setting, importance_of
-from cifar_dist.runs import METRICS, Outcome, RunDirectory
-from cifar_dist.search import SearchDirectory
-from cifar_dist.spaces import read_space
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import METRICS, Outcome
+from cifar_dist.search.directory import SearchDirectory
+from cifar_dist.search.space import read_space
 from cifar_dist.train import train
-from cifar_dist.tune_config import make_tune_config
 from tests.conftest import ROOT, run_command
 
 FINGERPRINT = "ab" * 32

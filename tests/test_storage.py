@@ -14,7 +14,7 @@ import pytest
 
 from cifar_dist.errors import UserError
 from cifar_dist.model.resnet import check_weights_file, read_weights
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import StorePath, at, is_writable, write_atomically
 from tests.conftest import PYTHON_PATH, run_command
 from tests.object_store import BUCKET, CREDENTIALS

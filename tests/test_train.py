@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.sources import find_source
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import _plan
 from tests.conftest import PYTHON_PATH, Finished, first_images, run_command
 

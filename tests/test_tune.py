@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cifar_dist.runs import RunDirectory
-from cifar_dist.search import SearchDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.search.directory import SearchDirectory
 from tests.conftest import PYTHON_PATH, Finished, run_command
 from tests.test_train import one_line
 from tests.training.test_fit import without_timing

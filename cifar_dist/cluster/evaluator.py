@@ -10,7 +10,7 @@ import ray
 from numpy.typing import NDArray
 
 from cifar_dist.cluster.resources import worker_resources
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import RunFailed, UserError
 
 
@@ -56,9 +56,9 @@ def _share(work: Work, rank: int, world_size: int) -> Any:
 
     from cifar_dist.data.cache import prepare_same
     from cifar_dist.data.datamodule import Share
-    from cifar_dist.model.trained import load_trained
-    from cifar_dist.training.seeding import set_seed
-    from cifar_dist.training.shares import logits_of_share
+    from cifar_dist.inference.model import load_trained
+    from cifar_dist.inference.sharded import logits_of_share
+    from cifar_dist.model.seeding import set_seed
 
     config = work.config
     assert config.data_dir is not None  # settled when the config was made

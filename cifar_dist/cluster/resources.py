@@ -10,7 +10,7 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cifar_dist.cluster.session import started_here
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener
 

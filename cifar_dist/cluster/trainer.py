@@ -27,16 +27,17 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from cifar_dist.cluster.controller import Watch, what_failed
+from cifar_dist.cluster.coordinator import Events, Orders, make_mailbox
 from cifar_dist.cluster.lean import CleanedUpAfter, LeanTorchTrainer
-from cifar_dist.cluster.mailbox import Events, Orders, make_mailbox
 from cifar_dist.cluster.process_group import ProcessGroup, mark_ended_well
 from cifar_dist.cluster.resources import Resources, worker_resources
 from cifar_dist.cluster.session import ray_storage
 from cifar_dist.cluster.threads import InThread
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.events import INTERRUPTED, Event, Listener, Order
-from cifar_dist.runs import Outcome, RunDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import Outcome
 from cifar_dist.storage import AnyPath, delete_folder
 
 RAY_FOLDER = ".ray"

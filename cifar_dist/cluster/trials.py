@@ -20,11 +20,12 @@ import ray
 from ray import tune
 
 from cifar_dist.cluster.threads import InThread
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Event
-from cifar_dist.runs import METRICS, Outcome, RunDirectory
-from cifar_dist.search import SearchDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import METRICS, Outcome
+from cifar_dist.search.directory import SearchDirectory
 
 POLL_S = 0.1
 STOP_TIMEOUT_S = 60
@@ -166,7 +167,7 @@ class SeveralWorkers(tune.Trainable):
     """Ray Tune's class for a trial whose workers are a Ray Train run of their own."""
 
     def setup(self, config: dict[str, Any], plan: Plan) -> None:
-        from cifar_dist.cluster.mailbox import make_mailbox
+        from cifar_dist.cluster.coordinator import make_mailbox
         from cifar_dist.cluster.trainer import train_on_ray
 
         self._rows: queue.Queue[dict[str, Any]] = queue.Queue()

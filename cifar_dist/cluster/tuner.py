@@ -21,18 +21,18 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cifar_dist.cluster.ledger import Ledger
 from cifar_dist.cluster.resources import autoscales, room, worker_resources
 from cifar_dist.cluster.session import ray_storage
-from cifar_dist.cluster.suggestions import Suggestions
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.cluster.trials import Plan, SeveralWorkers, Training, one_worker, train_here
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
+from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import RunFailed
 from cifar_dist.events import Event, Listener
-from cifar_dist.search import SearchDirectory, trial_id
+from cifar_dist.search.directory import SearchDirectory, trial_id
+from cifar_dist.search.suggestions import Suggestions
+from cifar_dist.search.trials import Ledger
 from cifar_dist.storage import delete_folder
-from cifar_dist.tune_config import TuneConfig
 
 RAY_FOLDER = ".ray"
 """What Ray writes of its own, in the search's directory while the search lasts."""

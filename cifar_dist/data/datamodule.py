@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.order import batch_bounds, epoch_order, rank_slice
 from cifar_dist.data.sources import LabelledImages

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchvision.models import ResNet
 
+    from cifar_dist.config.train import TrainConfig
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -198,3 +200,16 @@ def imagenet_weights() -> dict[str, Tensor]:
             f"--weights imagenet: cannot be downloaded ({first_line(error)}); "
             f"put them at {file} or give --weights a file"
         ) from None
+
+
+def check_starting_weights(config: TrainConfig) -> None:
+    """See that the starting weights can be had, before workers are asked for.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if config.weights == "imagenet":
+        if not imagenet_file().exists():
+            imagenet_weights()
+    elif config.weights != "none":
+        check_weights_file(config.weights, config.stem)

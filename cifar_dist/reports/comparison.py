@@ -11,7 +11,7 @@ import pandas as pd
 from cifar_dist.reports import figures
 from cifar_dist.reports.page import Cell, Page, Section, Table, cell, in_time, plain
 from cifar_dist.reports.run import environment_of, history_of
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 
 CURVES = {
     "val_accuracy": "Validation accuracy",

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.model.answers import Answers, confidences
+from cifar_dist.inference.predictions import Answers, confidences
 from cifar_dist.reports import figures
 from cifar_dist.reports.page import (
     Cell,
@@ -25,7 +25,7 @@ from cifar_dist.reports.page import (
     names_and_values,
     share,
 )
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 
 SPLITS = {"test": "test images", "val": "validation images"}
 
@@ -160,7 +160,7 @@ def _settings(config: TrainConfig, environment: dict[str, Any]) -> Section:
 
 
 def _confusion(answers: Answers) -> Section:
-    from cifar_dist.model.scores import confusion, per_class
+    from cifar_dist.inference.scores import confusion, per_class
 
     counts = confusion(answers.labels, answers.answers, len(answers.classes))
     frame = per_class(answers.labels, answers.answers, answers.classes)
@@ -254,10 +254,10 @@ def _measured(
 
     # Behind what may be missing: these load torch.
     from cifar_dist.data.datamodule import Share
+    from cifar_dist.inference.model import load_trained
+    from cifar_dist.inference.sharded import logits_of_share
     from cifar_dist.model.resnet import read_weights
-    from cifar_dist.model.trained import load_trained
-    from cifar_dist.training.seeding import set_seed
-    from cifar_dist.training.shares import logits_of_share
+    from cifar_dist.model.seeding import set_seed
 
     here = dataclasses.replace(
         config, use_gpu=False, gpus_per_worker=None, num_workers=0,

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
+from cifar_dist.config.tune import DEFAULT_MAX_EPOCHS, TuneConfig, tune_setting_names
 from cifar_dist.reports import figures
 from cifar_dist.reports.figures import Setting
 from cifar_dist.reports.page import Page, Section, Table, cell, in_time, names_and_values, share
-from cifar_dist.search import SearchDirectory
-from cifar_dist.spaces import Domain, Space
+from cifar_dist.search.directory import SearchDirectory
+from cifar_dist.search.space import Domain, Space
 from cifar_dist.storage import AnyPath
-from cifar_dist.tune_config import DEFAULT_MAX_EPOCHS, TuneConfig, tune_setting_names
 
 FEWEST_TRIALS = 10
 """Trials with results below which no importance is told."""

@@ -9,8 +9,8 @@ from cifar_dist.reports.comparison import comparison_page
 from cifar_dist.reports.page import Page, render
 from cifar_dist.reports.run import run_page
 from cifar_dist.reports.search import search_page
-from cifar_dist.runs import RunDirectory
-from cifar_dist.search import SearchDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.storage import AnyPath, at, write_atomically
 
 COMPARISON = "comparison.html"

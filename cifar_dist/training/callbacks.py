@@ -14,15 +14,16 @@ import torch.distributed
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.datamodule import PADDING
 from cifar_dist.data.order import ORDER_VERSION
 from cifar_dist.errors import Interrupted, RunFailed
 from cifar_dist.events import Ask, Listener, Order, go_on
-from cifar_dist.model.answers import Answers
+from cifar_dist.inference.predictions import Answers
 from cifar_dist.model.classifier import Classifier
-from cifar_dist.runs import RunDirectory
+from cifar_dist.model.seeding import generator_states, restore_generators
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import AnyPath, write_atomically
 from cifar_dist.training.checkpoints import (
     IDENTITY,
@@ -33,7 +34,6 @@ from cifar_dist.training.checkpoints import (
     read_checkpoint,
 )
 from cifar_dist.training.reading import Reading
-from cifar_dist.training.seeding import generator_states, restore_generators
 from cifar_dist.training.writer import BackgroundWriter
 
 SECONDS_BETWEEN_STEP_EVENTS = 0.5

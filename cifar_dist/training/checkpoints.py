@@ -13,11 +13,11 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.order import ORDER_VERSION
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Listener
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import AnyPath, at
 from cifar_dist.training.writer import Snapshot
 

@@ -19,15 +19,17 @@ import torch.distributed
 from lightning.pytorch.strategies import Strategy
 from safetensors.torch import load
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.datamodule import ImageDataModule
 from cifar_dist.errors import UserError
 from cifar_dist.events import Ask, Listener, go_on, ignore
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.model.resnet import resnet18
+from cifar_dist.model.seeding import nondeterminism_reported, set_seed
 from cifar_dist.model.synchronized import synchronize
-from cifar_dist.runs import Outcome, RunDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import Outcome
 from cifar_dist.storage import AnyPath
 from cifar_dist.training.averaging import AverageWeights
 from cifar_dist.training.callbacks import (
@@ -42,7 +44,6 @@ from cifar_dist.training.environment import environment
 from cifar_dist.training.lightning_steps import NoProfiler
 from cifar_dist.training.memory import freed_memory_kept
 from cifar_dist.training.nonfinite import SkipNonFinite, StopOnNonFinite
-from cifar_dist.training.seeding import nondeterminism_reported, set_seed
 from cifar_dist.training.trackers import make_logger
 from cifar_dist.training.writer import BackgroundWriter
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from cifar_dist.errors import Diverged, RunFailed
 from cifar_dist.events import Listener, ignore
 from cifar_dist.model.classifier import Classifier
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.training.reading import Reading
 from cifar_dist.training.writer import BackgroundWriter
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 
 PROJECT = "cifar_dist"
 

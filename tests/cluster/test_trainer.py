@@ -17,19 +17,19 @@ from ray.util import placement_group_table
 import cifar_dist.cluster.trainer
 from cifar_dist.cli import run_command
 from cifar_dist.cluster.process_group import SHUTDOWN_TIMEOUT_S
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
+from cifar_dist.config.tune import make_tune_config
 from cifar_dist.data.cache import CachedDataset, prepare
 from cifar_dist.data.datamodule import ImageDataModule, Share
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.model.answers import Answers
+from cifar_dist.inference.model import TrainedModel, load_trained
+from cifar_dist.inference.predictions import Answers
+from cifar_dist.inference.sharded import logits_of_share
 from cifar_dist.model.resnet import read_weights
-from cifar_dist.model.trained import TrainedModel, load_trained
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import Trained, main, train
-from cifar_dist.training.shares import logits_of_share
 from cifar_dist.tune import search
-from cifar_dist.tune_config import make_tune_config
 from tests.cluster import workers
 from tests.processes import descendants
 from tests.training.test_fit import without_timing

@@ -17,9 +17,9 @@ import torch
 from cifar_dist.cluster import tuner
 from cifar_dist.cluster.trials import device_lost, free_memory
 from cifar_dist.cluster.tuner import RAY_FOLDER
+from cifar_dist.config.tune import make_tune_config
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
 from cifar_dist.tune import Searched, search
-from cifar_dist.tune_config import make_tune_config
 from tests.cluster import trials
 from tests.conftest import PYTHON_PATH
 

@@ -13,7 +13,7 @@ from typing import Any
 import ray.train
 
 from cifar_dist.cluster.trainer import Work, train_worker
-from cifar_dist.runs import Outcome
+from cifar_dist.runs.metrics import Outcome
 
 
 def recording_worker(work: Work) -> Outcome:

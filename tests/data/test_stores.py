@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.datamodule import Batch, ImageDataModule
 from cifar_dist.data.sources import find_source

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cifar_dist.runs import TIMING_METRICS, RunDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import TIMING_METRICS
 from tests.faults.hosts import Hosts, environment
 from tests.processes import descendants
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cifar_dist.cli import run_command
 from cifar_dist.cluster import trainer
-from cifar_dist.config import make_config
+from cifar_dist.config.train import make_config
 from cifar_dist.train import train
 from tests.faults.workers import counting_worker
 

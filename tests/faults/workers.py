@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cifar_dist.cluster.trainer import Work, train_worker
-from cifar_dist.runs import Outcome
+from cifar_dist.runs.metrics import Outcome
 
 
 def counting_worker(work: Work) -> Outcome | None:

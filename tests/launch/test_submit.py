@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from tests.conftest import ROOT
 from tests.launch.cluster import Head, head
 from tests.object_store import CREDENTIALS

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.datamodule import PADDING, Batch
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.model.resnet import resnet18

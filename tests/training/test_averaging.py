@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.datamodule import PADDING, ImageDataModule
 from cifar_dist.data.sources import find_source

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.model.classifier import Classifier
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.training.callbacks import Record
 from cifar_dist.training.writer import BackgroundWriter
 from tests.training.small import Small, TrainFew, small_network

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import Interrupted, UserError
 from cifar_dist.model.resnet import resnet18
-from cifar_dist.runs import METRICS, TIMING_METRICS, Outcome, RunDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import METRICS, TIMING_METRICS, Outcome
 from cifar_dist.train import Trained, train
 from cifar_dist.training.checkpoints import (
     IDENTITY,

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cifar_dist.errors import Diverged, Interrupted
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.training import callbacks
 from cifar_dist.training.checkpoints import read_checkpoint
 from cifar_dist.training.nonfinite import SkipNonFinite

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from cifar_dist.errors import Interrupted, UserError
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import Trained
 from cifar_dist.training.checkpoints import BadCheckpoint, checkpoint_as_bytes, read_checkpoint
 from tests.training.small import STEPS, SignalAt, Small, TrainFew, same, small_network

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from cifar_dist.errors import RunFailed
-from cifar_dist.training import seeding
-from cifar_dist.training.seeding import nondeterminism_reported, set_seed
+from cifar_dist.model import seeding
+from cifar_dist.model.seeding import nondeterminism_reported, set_seed
 from tests.conftest import PYTHON_PATH
 from tests.training.small import Small, TrainFew, small_network
 
@@ -159,7 +159,7 @@ train(TrainConfig(data_dir={data!r}, num_workers=0, use_gpu=True, deterministic=
 """
 EVALUATE = """
 from cifar_dist.evaluate import evaluate
-from cifar_dist.model_config import EvaluateConfig
+from cifar_dist.config.model import EvaluateConfig
 evaluate(EvaluateConfig(model={run!r}, use_gpu=True))
 """
 EVALUATE_SHARE = """
@@ -167,16 +167,17 @@ import dataclasses
 from safetensors.torch import save
 from cifar_dist.cluster.evaluator import Work, _share
 from cifar_dist.model.resnet import read_weights
-from cifar_dist.model_config import EvaluateConfig
-from cifar_dist.runs import RunDirectory
+from cifar_dist.config.model import EvaluateConfig
+from cifar_dist.inference.lookup import trained_config
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import at
 run = RunDirectory(at({run!r}))
-config = EvaluateConfig(model={run!r}).trained(use_gpu=True, num_workers=2)
+config = trained_config(EvaluateConfig(model={run!r}), use_gpu=True, num_workers=2)
 weights = save(read_weights(str(run.model_file)))
 _share(Work(config, run.started_with_fingerprint(), "weights", weights, "test", 9), 0, 2)
 """
 PREDICT = """
-from cifar_dist.model_config import PredictConfig
+from cifar_dist.config.model import PredictConfig
 from cifar_dist.predict import predict
 next(predict(PredictConfig(model={run!r}, images=("-",), use_gpu=True)))
 """

@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_dist.errors import UserError
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import at
 from cifar_dist.training.trackers import make_logger
 from tests.training.small import TrainFew

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cifar_dist.errors import Interrupted, RunFailed
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.training import callbacks
 from cifar_dist.training.checkpoints import read_checkpoint
 from cifar_dist.training.writer import BackgroundWriter, Snapshot

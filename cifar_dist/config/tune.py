@@ -1,0 +1,292 @@
+"""What a search is: every setting of its own with its unit, default and check.
+
+The settings of its trials are those of `cifar_dist.config.TrainConfig`. Loads neither torch nor
+Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+
+from cifar_dist.config.fields import (
+    DURATION,
+    Ranges,
+    as_duration,
+    check_ranges,
+    coerce_fields,
+    flag,
+    in_seconds,
+    unknown_name,
+    whole_or_fraction,
+)
+from cifar_dist.config.train import (
+    MAY_CHANGE_ON_RESUME,
+    TrainConfig,
+    make_config,
+    setting_names,
+    with_preset,
+)
+from cifar_dist.errors import UserError
+
+DEFAULT_MAX_EPOCHS = 9
+"""Epochs of a trial that is not stopped: three rungs, 1, 3 and 9, with the other defaults."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """Every setting of a search. Immutable; made by flags, by YAML or in Python.
+
+    ``workers_per_trial``, ``cpus_per_trial`` and ``gpus_per_trial`` hold their final values once
+    the object exists.
+
+    Raises:
+        UserError: a value has the wrong type or lies outside its range.
+    """
+
+    space: str = "adamw_steplr"
+    """What is searched: adamw_steplr, augmentation, sgd_onecycle, or a YAML file."""
+    num_samples: int = 16
+    """Trials; with grid values in the space, trials for each combination of them. A search over
+    a grid runs each combination once instead."""
+    grace_period: int = 1
+    """ASHA: epochs that every trial runs at least."""
+    reduction_factor: float = 3.0
+    """ASHA: one trial in this many goes on at a rung, and each rung has this many times the epochs
+    of the one before."""
+    metric: Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"] = "val_accuracy"
+    """What trials are judged by, at their best epoch: the highest accuracy or the lowest loss."""
+    search: Literal["random", "grid", "optuna"] = "random"
+    """How configurations are chosen: drawn at random, every combination of listed values, or
+    suggested by Optuna from the trials that have ended."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """asha stops trials early; none runs all to the last epoch."""
+    workers_per_trial: int | None = None
+    """DDP workers of a trial (default: --num-workers)."""
+    cpus_per_trial: float | None = None
+    """CPUs that a trial reserves, over all its workers (default: --cpus-per-worker for each)."""
+    gpus_per_trial: float | None = None
+    """GPUs that a trial reserves, over all its workers; fractions share a GPU (default:
+    --gpus-per-worker for each)."""
+    max_concurrent: int | None = None
+    """Trials at a time (default: as many as fit on the cluster)."""
+    time_budget: str | None = None
+    """Time after which trials are stopped: seconds, or 90s, 30m, 8h; --resume goes on with them."""
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: TrainConfig(max_epochs=DEFAULT_MAX_EPOCHS)
+    )
+    """The settings that trials share."""
+    fixed: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """Settings that keep their value although the space holds them."""
+
+    def __post_init__(self) -> None:
+        self._settle("time_budget", as_duration(self.time_budget))
+        coerce_fields(self, but=_NO_SETTINGS)
+        if self.train.elastic:
+            raise UserError(
+                f"--num-workers {self.train.num_workers}: a trial keeps its number of workers; "
+                "give one number"
+            )
+        if self.workers_per_trial is None:
+            self._settle("workers_per_trial", self.train.max_workers)
+        workers = self.workers
+        if self.cpus_per_trial is None:
+            self._settle("cpus_per_trial", workers * self.train.cpus_per_worker)
+        if self.gpus_per_trial is None:
+            each = self.train.gpus_per_worker
+            assert each is not None  # settled when the config was made
+            self._settle("gpus_per_trial", workers * each)
+        check_ranges(self, _RANGES)
+        if self.grace_period > self.train.max_epochs:
+            raise UserError(
+                f"--grace-period {self.grace_period}: is above --max-epochs "
+                f"{self.train.max_epochs}, so that no trial could be stopped; lower it, or give "
+                "--scheduler none"
+            )
+        if self.train.use_gpu and not self.gpus_per_trial:
+            raise UserError("--gpus-per-trial 0: contradicts --use-gpu; leave one of them out")
+        if self.gpus_per_trial and not self.train.use_gpu:
+            raise UserError(f"--gpus-per-trial {self.gpus_per_trial:g}: add --use-gpu")
+        assert self.gpus_per_trial is not None  # see above
+        if not whole_or_fraction(each := self.gpus_per_trial / workers):
+            raise UserError(
+                f"--gpus-per-trial {self.gpus_per_trial:g}: is {each:g} for each of {workers} "
+                f"workers, and Ray gives whole GPUs or a part of one; use {workers * int(each)} or "
+                f"{workers * (int(each) + 1)}"
+            )
+        _ = self.trial_base  # what each worker gets is checked by making it
+
+    def _settle(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    @classmethod
+    def unsettled(cls, settings: Mapping[str, Any]) -> TuneConfig:
+        """Defaults under the given settings of search and trials, unchecked.
+
+        Only good for a command-line parser, as `TrainConfig.unsettled`.
+        """
+        defaults = object.__new__(cls)
+        for each in dataclasses.fields(cls):
+            object.__setattr__(defaults, each.name, settings.get(each.name, each.default))
+        trials = {"max_epochs": DEFAULT_MAX_EPOCHS, **settings}
+        object.__setattr__(defaults, "train", TrainConfig.unsettled(trials))
+        return defaults
+
+    @staticmethod
+    def reopened(settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings without those that only followed from others, so that they follow again."""
+        opened = TrainConfig.reopened(settings)
+        workers = opened.get("workers_per_trial")
+        of_all = {
+            "workers_per_trial": opened.get("num_workers"),
+            "cpus_per_trial": (workers or 1) * opened.get("cpus_per_worker", 1.0),
+            # What each worker would get by --use-gpu is left out of the opened settings.
+            "gpus_per_trial": (workers or 1)
+            * opened.get("gpus_per_worker", float(opened.get("use_gpu", False))),
+        }
+        for name, follows in of_all.items():
+            if opened.get(name) == follows:
+                opened.pop(name, None)
+        return opened
+
+    @property
+    def workers(self) -> int:
+        """DDP workers of a trial."""
+        assert self.workers_per_trial is not None  # settled when the config was made
+        return self.workers_per_trial
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        """Whether a high or a low value of the metric is good."""
+        return "min" if self.metric.endswith("loss") else "max"
+
+    @property
+    def time_budget_s(self) -> float | None:
+        """`time_budget` in seconds."""
+        if self.time_budget is None:
+            return None
+        return in_seconds(self.time_budget)
+
+    @property
+    def trial_base(self) -> TrainConfig:
+        """What a trial runs with but for what is drawn."""
+        assert self.cpus_per_trial is not None  # both settled when the config was made
+        assert self.gpus_per_trial is not None
+        return dataclasses.replace(
+            self.train,
+            num_workers=self.workers,
+            cpus_per_worker=self.cpus_per_trial / self.workers,
+            gpus_per_worker=self.gpus_per_trial / self.workers,
+            name=None,
+            resume=False,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting of search and trials by name, in one dict of plain values."""
+        own = {name: getattr(self, name) for name in tune_setting_names()}
+        return {**own, **self.train.to_dict()}
+
+    def to_yaml(self) -> str:
+        """The text of a search's ``config.yaml``."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+MAY_CHANGE_ON_TUNE_RESUME = (MAY_CHANGE_ON_RESUME - {"max_epochs"}) | {
+    "num_samples",
+    "workers_per_trial",
+    "cpus_per_trial",
+    "gpus_per_trial",
+    "max_concurrent",
+    "time_budget",
+}
+"""Settings that say where and how long a search runs; all others say what it computes."""
+
+_NO_SETTINGS = ("train", "fixed")
+"""Fields that hold a config or names, and are no settings themselves."""
+
+_RANGES: Ranges = [
+    ("num_samples", lambda v: 1 <= v <= 9999, "from 1 to 9999 trials, e.g. 16"),
+    ("grace_period", lambda v: v >= 1, "1 epoch or more, e.g. 1"),
+    ("reduction_factor", lambda v: 1 < v <= 100, "above 1, at most 100, e.g. 3"),
+    ("workers_per_trial", lambda v: 1 <= v <= 999_999, "1 worker or more, e.g. 2"),
+    ("cpus_per_trial", lambda v: 0 < v < 1e6, "greater than 0, e.g. 1"),
+    ("gpus_per_trial", lambda v: 0 <= v < 1e6, "0 or more, e.g. 0.5"),
+    ("max_concurrent", lambda v: v is None or v >= 1, "1 trial or more, e.g. 2"),
+    (
+        "time_budget",
+        lambda v: v is None or (re.fullmatch(DURATION, v) and in_seconds(v) > 0),
+        "seconds above 0, or e.g. 90s, 30m, 8h",
+    ),
+]
+
+
+def tune_setting_names() -> list[str]:
+    """The names of a search's own settings, in the order of their declaration."""
+    names = [each.name for each in dataclasses.fields(TuneConfig)]
+    return [name for name in names if name not in _NO_SETTINGS]
+
+
+def split_settings(
+    settings: Mapping[str, Any], where: str = ""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a search and those of its trials, the latter over their preset's.
+
+    Raises:
+        UserError: an unknown name or preset.
+    """
+    own_names = tune_setting_names()
+    own = {name: value for name, value in settings.items() if name in own_names}
+    of_trials = {name: value for name, value in settings.items() if name not in own_names}
+    known = [*own_names, *setting_names()]
+    for name in of_trials:
+        if name not in known:
+            raise unknown_name("setting", str(name), where, known)
+    return own, with_preset(of_trials, where)
+
+
+def make_tune_config(
+    settings: Mapping[str, Any], where: str = "", fixed: tuple[str, ...] = ()
+) -> TuneConfig:
+    """A search's config from settings by name, its own and its trials' in one mapping.
+
+    Args:
+        settings: values by setting name, e.g. ``{"num_samples": 8, "dataset": "digits"}``.
+        where: where they came from, for messages.
+        fixed: settings that keep their value although the space holds them.
+
+    Raises:
+        UserError: an unknown name (the nearest known one is suggested) or a bad value.
+    """
+    own, of_trials = split_settings(settings, where)
+    of_trials = {"max_epochs": DEFAULT_MAX_EPOCHS, **of_trials}
+    try:
+        return TuneConfig(**own, train=make_config(of_trials), fixed=fixed)
+    except UserError as error:
+        raise UserError(f"{error}{where}") from None
+
+
+def check_same_search(started: TuneConfig, now: TuneConfig) -> None:
+    """See that a resumed search would go on with what was started.
+
+    Raises:
+        UserError: a setting differs that says what is computed, or there are fewer trials.
+    """
+    before = started.to_dict()
+    for name, value in now.to_dict().items():
+        if value != before[name] and name not in MAY_CHANGE_ON_TUNE_RESUME:
+            raise UserError(
+                f"{flag(name)} {value}: the search was started with {before[name]}, which "
+                f"--resume keeps; leave {flag(name)} out, or start another search with another "
+                "--name"
+            )
+    if now.num_samples < started.num_samples:
+        raise UserError(
+            f"--num-samples {now.num_samples}: the search was started with "
+            f"{started.num_samples}; give as many or more"
+        )

@@ -1,0 +1,123 @@
+"""A model as a file for elsewhere: one module from bytes to logits, normalisation inside.
+
+Loading such a file takes torch (or an ONNX runtime), neither Ray nor Lightning nor this package.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifar_dist.data.cache import TrainedOn
+from cifar_dist.data.sources import SIDE
+from cifar_dist.errors import UserError
+from cifar_dist.inference.model import TrainedModel
+
+Answer = Callable[[Tensor], Tensor]
+"""``[n, 3, 32, 32]`` bytes to ``[n, classes]`` logits."""
+
+
+class WithNormalisation(nn.Module):
+    """``[n, 3, 32, 32]`` bytes to ``[n, classes]`` float32 logits."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: TrainedModel) -> None:
+        super().__init__()
+        self.network = model.network
+        self.size = model.normalisation.size
+        for name in ("mean", "std"):  # of pixels from 0 to 255
+            value = torch.tensor(getattr(model.normalisation, name)).mul(255).view(-1, 1, 1)
+            self.register_buffer(name, value)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = (images.float() - self.mean) / self.std
+        if self.size != SIDE:
+            # Antialiasing changes nothing where images grow, and not every format knows it.
+            pixels = F.interpolate(
+                pixels,
+                (self.size, self.size),
+                mode="bilinear",
+                antialias=self.size < SIDE,
+                align_corners=False,
+            )
+        logits: Tensor = self.network(pixels)
+        return logits
+
+
+def exported(model: TrainedModel, about: TrainedOn, form: str) -> tuple[bytes, Answer]:
+    """A file's content, and what answers when it is loaded again.
+
+    Args:
+        model: in float32, on the CPU.
+        about: what it was trained on; its classes go along where a format has room for them.
+        form: ``torch``, ``onnx`` or ``safetensors``.
+
+    Raises:
+        UserError: what is needed for the format is not installed.
+    """
+    module = WithNormalisation(model).eval()
+    return {"torch": _torch, "onnx": _onnx, "safetensors": _safetensors}[form](module, about)
+
+
+def _about(about: TrainedOn) -> dict[str, str]:
+    return {"dataset": about.name, "classes": json.dumps(about.classes)}
+
+
+def _example() -> tuple[Tensor]:
+    return (torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8),)
+
+
+def _torch(module: WithNormalisation, about: TrainedOn) -> tuple[bytes, Answer]:
+    n = torch.export.Dim("n")
+    program = torch.export.export(module, _example(), dynamic_shapes={"images": {0: n}})
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files=_about(about))
+    loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
+    return file.getvalue(), loaded
+
+
+def _onnx(module: WithNormalisation, about: TrainedOn) -> tuple[bytes, Answer]:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  # torch's exporter loads it
+    except ImportError as error:
+        raise UserError(
+            f"--format onnx: {error.name} is not installed; pip install 'cifar-dist[onnx]'"
+        ) from None
+    n = torch.export.Dim("n")
+    program = torch.onnx.export(
+        module, _example(), dynamo=True, verbose=False, input_names=["images"],
+        output_names=["logits"], dynamic_shapes={"images": {0: n}},
+    )  # fmt: skip
+    assert program is not None  # only where it writes the file itself
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, _about(about))
+    content: bytes = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def answer(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return content, answer
+
+
+def _safetensors(module: WithNormalisation, about: TrainedOn) -> tuple[bytes, Answer]:
+    state = {name: value.contiguous() for name, value in module.state_dict().items()}
+    metadata = {**_about(about), "image_size": str(module.size)}
+    content = safetensors.torch.save(state, metadata)
+    loaded = safetensors.torch.load(content)
+
+    def answer(images: Tensor) -> Tensor:
+        logits: Tensor = torch.func.functional_call(module, loaded, (images,))
+        return logits
+
+    return content, answer

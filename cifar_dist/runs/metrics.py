@@ -1,0 +1,46 @@
+"""A run's metrics: the columns of its table, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+METRICS = (
+    "epoch",
+    "step",
+    "samples",
+    "world_size",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "images_per_second",
+    "seconds",
+)
+"""Columns of ``metrics.csv``. ``epoch`` is 1-based; ``step`` and ``samples`` (training images)
+count from the run's start; ``lr`` is that of the epoch's last step; losses and accuracies are
+means over all workers' images; ``images_per_second`` is of training, ``seconds`` of the epoch
+with its validation."""
+
+TIMING_METRICS = ("images_per_second", "seconds")
+"""The columns that differ between two runs of the same settings."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a training run that reached its last epoch."""
+
+    history: list[dict[str, Any]]
+    """A row of `METRICS` an epoch."""
+    best_epoch: int
+    """1-based: the epoch of the highest validation accuracy, the first of equals."""
+    test_accuracy: float | None
+    """Of the best epoch's weights; None where the test images were left alone."""
+    test_loss: float | None
+    test_images: int
+    """Images that the two figures are means of."""
+    skipped_updates: int
+    """Steps that were undone because their loss, or a gradient in float16, was not finite."""
+    weights_sha256: str
+    """SHA-256 of the last epoch's weights as the bytes of a safetensors file."""

@@ -1,0 +1,54 @@
+"""SIGINT and SIGTERM: an exit with 130, or a request to save first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from cifar_dist.errors import Interrupted
+from cifar_dist.events import INTERRUPTED, Listener
+
+
+def interrupt_on_signals() -> None:
+    """Make SIGINT and SIGTERM raise `Interrupted`; the second one ends the process at once."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda signum, frame: os._exit(130))
+        raise Interrupted
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, interrupt)
+
+
+@contextmanager
+def interruption_noted(listener: Listener) -> Iterator[Callable[[], bool]]:
+    """While this lasts, the first SIGINT or SIGTERM is only noted; the second is `Interrupted`.
+
+    Args:
+        listener: told of the first.
+
+    Yields:
+        A function that says whether there was one.
+    """
+    noted = False
+
+    def note(signum: int, frame: object) -> None:
+        nonlocal noted
+        if noted:
+            raise Interrupted
+        noted = True
+        listener(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: noted
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
