@@ -30,7 +30,7 @@ def one_rank(rank: int, world_size: int, folder: str, settings: dict[str, Any]) 
 
     from cifar_dist.config.train import make_config
     from cifar_dist.data.cache import prepare
-    from cifar_dist.data.datamodule import ImageDataModule, Share
+    from cifar_dist.data.datamodule import ImageDataModule, Shard
     from cifar_dist.data.sources import find_source
     from cifar_dist.model.classifier import Classifier
     from cifar_dist.model.resnet import resnet18
@@ -52,7 +52,7 @@ def one_rank(rank: int, world_size: int, folder: str, settings: dict[str, Any]) 
     model = nn.parallel.DistributedDataParallel(
         network, broadcast_buffers=False, gradient_as_bucket_view=True
     )
-    loader = dataclasses.replace(images.train_dataloader(), share=Share(rank, world_size))
+    loader = dataclasses.replace(images.train_dataloader(), shard=Shard(rank, world_size))
     batches = itertools.chain.from_iterable(
         dataclasses.replace(loader, epoch=lambda epoch=epoch: epoch) for epoch in range(STEPS)
     )

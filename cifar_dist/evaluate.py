@@ -111,14 +111,14 @@ def _logits(
 
     where = str(weights_file(config))
     if config.num_workers == 0:
-        from cifar_dist.data.datamodule import Share
+        from cifar_dist.data.datamodule import Shard
         from cifar_dist.inference.model import load_trained
-        from cifar_dist.inference.sharded import logits_of_share
+        from cifar_dist.inference.sharded import shard_logits
         from cifar_dist.model.seeding import set_seed
 
         set_seed(trained.seed, trained.deterministic, trained.tf32)
         model = load_trained(where, read_weights(where), trained, dataset.about)
-        return logits_of_share(model, dataset, config.split, config.batch_size, Share(0, 1))
+        return shard_logits(model, dataset, config.split, config.batch_size, Shard(0, 1))
 
     from safetensors.torch import save
 

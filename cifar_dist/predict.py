@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cifar_dist.data.cache import TrainedOn
+    from cifar_dist.data.cache import DatasetInfo
     from cifar_dist.inference.model import TrainedModel
 
 STANDARD_INPUT = "-"
@@ -60,7 +60,7 @@ def predict(config: PredictConfig, listener: Listener = ignore) -> Iterator[Pred
 
 
 def _predictions(
-    config: PredictConfig, model: TrainedModel, about: TrainedOn
+    config: PredictConfig, model: TrainedModel, about: DatasetInfo
 ) -> Iterator[Prediction]:
     import torch
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cifar_dist.cluster.trials import Training
     from cifar_dist.data.cache import CachedDataset
     from cifar_dist.search.suggestions import Suggestions
-    from cifar_dist.search.trials import Ledger
+    from cifar_dist.search.trials import TrialTable
 
 COMMAND = "python -m cifar_dist.tune"
 
@@ -83,18 +83,18 @@ def search(
         directory = SearchDirectory.existing(config)
         space = directory.read_space()
         space.check(config.trial_base)
-        ledger, suggestions = _ledger(config, space, directory)
+        trial_table, suggestions = _trial_table(config, space, directory)
     else:
         space = searched_space(config)
-        ledger, suggestions = _ledger(config, space)
+        trial_table, suggestions = _trial_table(config, space)
         directory = SearchDirectory.create(config, space)
     go_on = f"to go on: {resume_command(COMMAND, directory.name, storage_path)}"
 
     def finish(status: str) -> Searched:
-        table = ledger.write(directory)
+        table = trial_table.write(directory)
         summary = {
             "status": status,
-            **ledger.summary(),
+            **trial_table.summary(),
             "seconds": round(time.monotonic() - began, 3),
         }
         directory.write_summary(summary)
@@ -102,7 +102,7 @@ def search(
 
     try:
         launched = {"command": command, "git_commit": git_commit()}
-        _run(config, directory, ledger, suggestions, launched, listener, training)
+        _run(config, directory, trial_table, suggestions, launched, listener, training)
     except UserError:
         if not resume:
             directory.discard()
@@ -113,7 +113,7 @@ def search(
     except RunFailed as error:
         finish("failed")
         raise RunFailed(f"{error}\n{go_on}") from error
-    unfinished = bool(ledger.summary()["unfinished"])
+    unfinished = bool(trial_table.summary()["unfinished"])
     searched = finish("unfinished" if unfinished else "completed")
     if config.train.report:
         leave_report(directory, listener)
@@ -126,28 +126,28 @@ def search(
     return searched
 
 
-def _ledger(
+def _trial_table(
     config: TuneConfig, space: Space, resumed: SearchDirectory | None = None
-) -> tuple[Ledger, Suggestions]:
+) -> tuple[TrialTable, Suggestions]:
     """What is known of the trials, and where their values come from."""
     from cifar_dist.search.suggestions import Drawn, Optuna, drawn_values
-    from cifar_dist.search.trials import Ledger
+    from cifar_dist.search.trials import TrialTable
 
     drawn: Mapping[int, Mapping[str, Any]]
     if config.search == "optuna":
         drawn = {} if resumed is None else _suggested_before(resumed, space)
     else:
         drawn = drawn_values(config, space)
-    ledger = Ledger(config, space, drawn)
+    trial_table = TrialTable(config, space, drawn)
     if resumed is not None:
-        ledger.load(resumed)
+        trial_table.load(resumed)
     if config.search != "optuna":
-        return ledger, Drawn(ledger)
-    optuna = Optuna(config, space, ledger)
+        return trial_table, Drawn(trial_table)
+    optuna = Optuna(config, space, trial_table)
     for number in drawn:
-        if ledger.finished(number):
-            optuna.tell(number, ledger.row(number))
-    return ledger, optuna
+        if trial_table.finished(number):
+            optuna.tell(number, trial_table.row(number))
+    return trial_table, optuna
 
 
 def _suggested_before(directory: SearchDirectory, space: Space) -> dict[int, dict[str, Any]]:
@@ -165,7 +165,7 @@ def _suggested_before(directory: SearchDirectory, space: Space) -> dict[int, dic
 def _run(
     config: TuneConfig,
     directory: SearchDirectory,
-    ledger: Ledger,
+    trial_table: TrialTable,
     suggestions: Suggestions,
     launched: dict[str, Any],
     listener: Listener,
@@ -177,9 +177,9 @@ def _run(
 
     base = config.trial_base
     optuna = config.search == "optuna"
-    numbers = list(range(config.num_samples)) if optuna else ledger.numbers()
-    left = [number for number in numbers if not ledger.finished(number)]
-    for trial in _configs(config, ledger):
+    numbers = list(range(config.num_samples)) if optuna else trial_table.numbers()
+    left = [number for number in numbers if not trial_table.finished(number)]
+    for trial in _configs(config, trial_table):
         if trial.weights != "none":
             check_starting_weights(trial)
     source = find_source(base.dataset, str(base.data_dir))
@@ -197,11 +197,11 @@ def _run(
         from cifar_dist.cluster.tuner import run_trials, slots, tidy
 
         dataset = prepare(base.dataset, source)
-        for trial in _configs(config, ledger):
+        for trial in _configs(config, trial_table):
             dataset.check_batches(trial.batch_size, config.workers)
         for number in numbers:
             if number not in left:
-                tidy(directory, ledger, number)
+                tidy(directory, trial_table, number)
             elif directory.trial(number).started_with_fingerprint() not in (
                 None,
                 dataset.fingerprint,
@@ -211,30 +211,32 @@ def _run(
                     "with; name the folder that it was started with"
                 )
         directory.write_config(config)
-        listener(_plan(config, directory, ledger, dataset, where, len(left), slots(config)))
+        listener(_plan(config, directory, trial_table, dataset, where, len(left), slots(config)))
         run_trials(
-            directory, ledger, suggestions, left, dataset.fingerprint, launched, listener,
+            directory, trial_table, suggestions, left, dataset.fingerprint, launched, listener,
             training or train_here,
         )  # fmt: skip
 
 
-def _configs(config: TuneConfig, ledger: Ledger) -> list[TrainConfig]:
+def _configs(config: TuneConfig, trial_table: TrialTable) -> list[TrainConfig]:
     """The trials' configs, as far as they are known beforehand."""
-    drawn = [ledger.drawn(number) for number in ledger.numbers()]
-    return [ledger.trial_config(each) for each in drawn if each is not None] or [config.trial_base]
+    drawn = [trial_table.drawn(number) for number in trial_table.numbers()]
+    return [trial_table.trial_config(each) for each in drawn if each is not None] or [
+        config.trial_base
+    ]
 
 
 def _plan(
     config: TuneConfig,
     directory: SearchDirectory,
-    ledger: Ledger,
+    trial_table: TrialTable,
     dataset: CachedDataset,
     where: str,
     left: int,
     slots: int,
 ) -> Event:
     base = config.trial_base
-    trials = config.num_samples if config.search == "optuna" else len(ledger.numbers())
+    trials = config.num_samples if config.search == "optuna" else len(trial_table.numbers())
     device, each = (
         ("GPU", config.gpus_per_trial) if base.use_gpu else ("CPU", config.cpus_per_trial)
     )
@@ -254,7 +256,7 @@ def _plan(
         "metric": config.metric,
         "mode": config.mode,
         "lines": [
-            f"cifar_dist {__version__}: search of {', '.join(ledger.space.domains)} "
+            f"cifar_dist {__version__}: search of {', '.join(trial_table.space.domains)} "
             f"({config.search}) on {base.dataset} ({dataset.train_images:,} training, "
             f"{dataset.validation_images:,} validation images)",
             f"{trials} trials{again}, {min(slots, left)} at a time ({workers}{each:g} {device} "

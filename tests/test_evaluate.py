@@ -13,15 +13,15 @@ import torch
 from cifar_dist.config.model import EvaluateConfig, PredictConfig
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset, prepare
-from cifar_dist.data.datamodule import Share
+from cifar_dist.data.datamodule import Shard
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import UserError
 from cifar_dist.evaluate import Evaluated, evaluate
 from cifar_dist.inference.lookup import trained_config
 from cifar_dist.inference.model import load_trained
-from cifar_dist.inference.predictions import Answers
+from cifar_dist.inference.predictions import Predictions
 from cifar_dist.inference.scores import score
-from cifar_dist.inference.sharded import logits_of_share
+from cifar_dist.inference.sharded import shard_logits
 from cifar_dist.model.resnet import read_weights
 from cifar_dist.predict import predict
 from cifar_dist.train import Trained, train
@@ -59,7 +59,7 @@ def test_it_finds_what_the_run_found(trained: Trained) -> None:
 def test_the_run_kept_the_answers_that_are_found_again(
     trained: Trained, dataset: CachedDataset
 ) -> None:
-    kept = Answers.from_bytes(trained.run.answers_file.read_bytes())
+    kept = Predictions.from_bytes(trained.run.predictions_file.read_bytes())
     again = score(kept.logits, kept.labels, kept.classes)
     found = evaluated(trained).scores
     assert np.array_equal(again.confusion, found.confusion)
@@ -93,9 +93,9 @@ def test_workers_parts_make_up_the_whole_to_the_bit(
     config = trained_config(EvaluateConfig(model=str(trained.run.path)))
     weights = read_weights(str(trained.run.model_file))
     model = load_trained("weights", weights, config, dataset.about)
-    whole = logits_of_share(model, dataset, "test", 12, Share(0, 1))
+    whole = shard_logits(model, dataset, "test", 12, Shard(0, 1))
     parts = [
-        logits_of_share(model, dataset, "test", 12, Share(rank, workers)) for rank in range(workers)
+        shard_logits(model, dataset, "test", 12, Shard(rank, workers)) for rank in range(workers)
     ]
     assert whole.shape == (40, 10)
     assert np.array_equal(np.concatenate(parts), whole)

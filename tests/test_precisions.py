@@ -154,7 +154,7 @@ def test_what_was_typed_is_still_refused(half: RunDirectory) -> None:
 def test_a_model_of_float16_is_exported_and_reported(half: RunDirectory, trained: Trained) -> None:
     found = export(ExportConfig(model=str(half.path), check_images=20))
     assert found.same_class == found.images == 20
-    half.answers_file.unlink()
+    half.predictions_file.unlink()
     page = Path(str(report([half.path]))).read_text()
     right = round(trained.summary["test_accuracy"] * 40)
     assert f"{right} of 40 test images were answered rightly" in page

@@ -15,11 +15,11 @@ from PIL import Image
 from cifar_dist.config.model import PredictConfig
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
-from cifar_dist.data.datamodule import Share
+from cifar_dist.data.datamodule import Shard
 from cifar_dist.data.sources import find_source
 from cifar_dist.inference.images import read_picture
 from cifar_dist.inference.model import model_of
-from cifar_dist.inference.sharded import logits_of_share
+from cifar_dist.inference.sharded import shard_logits
 from cifar_dist.predict import predict
 from cifar_dist.train import Trained, train
 from tests.conftest import ROOT, run_command
@@ -51,7 +51,7 @@ def test_images_of_the_data_set_get_what_evaluation_gives(
     found = list(predict(config))
     model, _ = model_of(config)
     dataset = prepare("cifar10", find_source("cifar10", str(few_digits)))
-    logits = logits_of_share(model, dataset, "test", 256, Share(0, 1)).astype(np.float64)
+    logits = shard_logits(model, dataset, "test", 256, Shard(0, 1)).astype(np.float64)
     odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert [Path(each.image).name for each in found] == [f"{n:03}.png" for n in range(40)]
     for each, expected in zip(found, odds, strict=True):

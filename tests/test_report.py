@@ -23,7 +23,7 @@ from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import make_tune_config
 from cifar_dist.data.sources import CIFAR10_CLASSES
 from cifar_dist.errors import UserError
-from cifar_dist.inference.predictions import Answers
+from cifar_dist.inference.predictions import Predictions
 from cifar_dist.report import report
 from cifar_dist.reports.attempt import leave_report
 from cifar_dist.reports.search import Setting, importance_of
@@ -51,7 +51,7 @@ def history(epochs: int, workers: tuple[int, ...] = (2,), lr: float = 1e-3) -> l
     return rows
 
 
-def answers(classes: tuple[str, ...] = CIFAR10_CLASSES) -> Answers:
+def answers(classes: tuple[str, ...] = CIFAR10_CLASSES) -> Predictions:
     """To 60 images: all right but for three cats that are called dogs, one surer than the other."""
     labels = np.arange(60, dtype=np.uint8) % 10
     logits = np.zeros((60, 10), np.float32)
@@ -59,7 +59,7 @@ def answers(classes: tuple[str, ...] = CIFAR10_CLASSES) -> Answers:
     for image, odds in ((3, 4.0), (13, 9.0), (23, 6.0)):
         logits[image, 5] = odds
     images = np.random.default_rng(0).integers(0, 256, (60, 3, 32, 32)).astype(np.uint8)
-    return Answers.of("test", 3, classes, logits, labels, images, np.arange(60))
+    return Predictions.of("test", 3, classes, logits, labels, images, np.arange(60))
 
 
 def make_run(
@@ -67,7 +67,7 @@ def make_run(
     name: str = "run",
     epochs: int = 3,
     status: str = "completed",
-    kept: Answers | None = None,
+    kept: Predictions | None = None,
     workers: tuple[int, ...] = (2,),
     **settings: Any,
 ) -> RunDirectory:
@@ -78,7 +78,7 @@ def make_run(
     run.write_metrics(rows)
     run.write_environment({"python": "3.11.7", "gpus": [], "dataset_fingerprint": FINGERPRINT})
     if kept:
-        run.answers_file.write_bytes(kept.to_bytes())
+        run.predictions_file.write_bytes(kept.to_bytes())
     done = Outcome(rows, epochs, 57 / 60, 0.25, 60, 0, "c" * 64) if status == "completed" else None
     run.write_summary(config.dataset, status, done, restarts=1, seconds=3700.4)
     return run
@@ -405,11 +405,11 @@ def test_a_run_leaves_its_report_and_answers_measured_again_are_the_same(
     by_itself = Read(Path(str(trained.report_file)))
     right = round(trained.read_summary()["test_accuracy"] * 40)
     assert f"{right} of 40 test images were answered rightly" in by_itself.text
-    before = Answers.from_bytes(trained.answers_file.read_bytes())
+    before = Predictions.from_bytes(trained.predictions_file.read_bytes())
     assert before.epoch == trained.read_summary()["best_epoch"]
     without = tmp_path / "real"
     shutil.copytree(trained.path, without)
-    RunDirectory(without).answers_file.unlink()
+    RunDirectory(without).predictions_file.unlink()
     again = read(without)
     assert again.tables == by_itself.tables
     assert [image["src"] for image in again.all("img")] == [
@@ -422,7 +422,7 @@ def test_test_images_are_left_alone_until_a_run_is_over(
 ) -> None:
     unfinished = RunDirectory(tmp_path / "real")
     shutil.copytree(trained.path, unfinished.path)
-    unfinished.answers_file.unlink()
+    unfinished.predictions_file.unlink()
     unfinished.write_summary("cifar10", "interrupted")
     assert "of 16 validation images were answered rightly" in read(unfinished).text
 

@@ -37,8 +37,8 @@ class Watch(ControllerCallback):
     checkpoint would be done again.
     """
 
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if current_state is previous_state:
@@ -48,11 +48,13 @@ class Watch(ControllerCallback):
             return
         if isinstance(current_state, RestartingState | ReschedulingState):
             error = current_state.training_failed_error
-            self._mailbox.put.remote({"kind": "lost", "message": in_one_line(error)})
+            self._coordinator.put.remote({"kind": "lost", "message": in_one_line(error)})
         elif isinstance(current_state, ResizingState):
-            number = ray.get(self._mailbox.request.remote(Order.SAVE))
+            number = ray.get(self._coordinator.request.remote(Order.SAVE))
             # Too late is no failure: the workers go on from the checkpoint before.
-            ray.wait([self._mailbox.wait_carried_out.remote(number)], timeout=SAVE_BEFORE_RESIZE_S)
+            ray.wait(
+                [self._coordinator.wait_carried_out.remote(number)], timeout=SAVE_BEFORE_RESIZE_S
+            )
 
 
 class TrainController(controller.TrainController):

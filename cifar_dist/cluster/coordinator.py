@@ -44,7 +44,7 @@ class _Request:
 
 
 @ray.remote(num_cpus=0)
-class Mailbox:
+class Coordinator:
     """Carries events from rank 0 to the driver, and orders from the driver to all ranks.
 
     In a trial it also holds every rank at an epoch's end until the scheduler has decided.
@@ -146,28 +146,28 @@ class Mailbox:
             )
 
 
-def make_mailbox(wait: bool = False) -> Any:
-    """A `Mailbox` on this process's node: the loss of any other must not take it along.
+def make_coordinator(wait: bool = False) -> Any:
+    """A `Coordinator` on this process's node: the loss of any other must not take it along.
 
     Args:
         wait: hold every rank at an epoch's end until ``go_on`` is called, as a trial needs it.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Mailbox.options(scheduling_strategy=here).remote(wait)  # type: ignore[attr-defined]
+    return Coordinator.options(scheduling_strategy=here).remote(wait)  # type: ignore[attr-defined]
 
 
 class Events:
     """The driver's ear for events: while there are none it costs the processors nothing.
 
-    A call to the mailbox every now and then would be one that interrupts a training step.
+    A call to the coordinator every now and then would be one that interrupts a training step.
 
     Args:
-        mailbox: the run's.
+        coordinator: the run's.
     """
 
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-        self._coming = mailbox.take.remote()
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+        self._coming = coordinator.take.remote()
 
     def take(self, last: bool = False) -> list[Event]:
         """The events that have come, in order; does not wait.
@@ -176,19 +176,19 @@ class Events:
             last: those too that are on their way: whoever sent them has ended.
 
         Raises:
-            ray.exceptions.RayError: the mailbox is lost.
+            ray.exceptions.RayError: the coordinator is lost.
         """
         events: list[Event] = []
         if ray.wait([self._coming], timeout=0)[0]:
             events += self._arrived()
         if last:
-            self._mailbox.nudge.remote()
+            self._coordinator.nudge.remote()
             events += self._arrived()
         return events
 
     def _arrived(self) -> list[Event]:
         events: list[Event] = ray.get(self._coming)
-        self._coming = self._mailbox.take.remote()
+        self._coming = self._coordinator.take.remote()
         return events
 
 
@@ -196,14 +196,14 @@ class Orders:
     """A rank's ear for requests: costs a step nothing while there are none.
 
     Args:
-        mailbox: the run's.
+        coordinator: the run's.
         start: names this start of the workers, on all of its ranks.
         world_size: number of ranks.
         rank: this one's.
     """
 
-    def __init__(self, mailbox: Any, start: str, world_size: int, rank: int) -> None:
-        self._mailbox = mailbox
+    def __init__(self, coordinator: Any, start: str, world_size: int, rank: int) -> None:
+        self._coordinator = coordinator
         self._who = (start, world_size, rank)
         self._heard = threading.Event()
         self._handled = 0
@@ -214,11 +214,11 @@ class Orders:
         """What to do behind a step, counted from the run's start; see `events.Ask`."""
         if self._saved is not None:
             # Behind the step at which it was ordered: its checkpoint is written.
-            self._mailbox.carried_out.remote(self._saved)
+            self._coordinator.carried_out.remote(self._saved)
             self._saved = None
         if not self._heard.is_set():
             return Order.GO_ON
-        answer = ray.get(self._mailbox.answer.remote(*self._who, step))
+        answer = ray.get(self._coordinator.answer.remote(*self._who, step))
         if answer is not None:
             self._handled, order = answer
             if order is Order.GO_ON:  # not yet: asked again behind the next step
@@ -230,11 +230,11 @@ class Orders:
 
     def close(self) -> None:
         """Nothing more is asked: whoever waits for a checkpoint has waited long enough."""
-        self._mailbox.carried_out.remote(self._saved or self._handled + 1)
+        self._coordinator.carried_out.remote(self._saved or self._handled + 1)
 
     def _listen(self) -> None:
         try:
-            ray.get(self._mailbox.requested.remote(self._handled))
+            ray.get(self._coordinator.requested.remote(self._handled))
         except ray.exceptions.RayError:
-            return  # the run is over, and its mailbox with it
+            return  # the run is over, and its coordinator with it
         self._heard.set()

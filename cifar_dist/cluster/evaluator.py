@@ -55,9 +55,9 @@ def _share(work: Work, rank: int, world_size: int) -> Any:
     from safetensors.torch import load
 
     from cifar_dist.data.cache import prepare_same
-    from cifar_dist.data.datamodule import Share
+    from cifar_dist.data.datamodule import Shard
     from cifar_dist.inference.model import load_trained
-    from cifar_dist.inference.sharded import logits_of_share
+    from cifar_dist.inference.sharded import shard_logits
     from cifar_dist.model.seeding import set_seed
 
     config = work.config
@@ -65,4 +65,4 @@ def _share(work: Work, rank: int, world_size: int) -> Any:
     set_seed(config.seed, config.deterministic, config.tf32)
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
     model = load_trained(work.where, load(work.weights), config, dataset.about)
-    return logits_of_share(model, dataset, work.split, work.batch_size, Share(rank, world_size))
+    return shard_logits(model, dataset, work.split, work.batch_size, Shard(rank, world_size))

@@ -27,7 +27,7 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from cifar_dist.cluster.controller import Watch, what_failed
-from cifar_dist.cluster.coordinator import Events, Orders, make_mailbox
+from cifar_dist.cluster.coordinator import Events, Orders, make_coordinator
 from cifar_dist.cluster.lean import CleanedUpAfter, LeanTorchTrainer
 from cifar_dist.cluster.process_group import ProcessGroup, mark_ended_well
 from cifar_dist.cluster.resources import Resources, worker_resources
@@ -68,7 +68,7 @@ class Work:
     run: RunDirectory
     dataset_fingerprint: str
     launched: Mapping[str, Any]
-    mailbox: Any
+    coordinator: Any
     is_trial: bool = False
     """Of a search: at an epoch's end it waits for the scheduler, and it leaves the test images
     alone."""
@@ -97,7 +97,7 @@ def train_worker(work: Work) -> Outcome:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     start = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex)
-    orders = Orders(work.mailbox, start, world_size, rank)
+    orders = Orders(work.coordinator, start, world_size, rank)
     outcome = fit(
         config,
         work.run,
@@ -106,7 +106,7 @@ def train_worker(work: Work) -> Outcome:
         strategy="auto" if world_size == 1 else FixedBucketsStrategy(),
         plugins=[RayLightningEnvironment()],
         launched=work.launched,
-        listener=work.mailbox.put.remote,
+        listener=work.coordinator.put.remote,
         report=functools.partial(_report_and_wait, work) if work.is_trial else ray.train.report,
         ask=orders.ask,
         test=not work.is_trial,
@@ -117,7 +117,7 @@ def train_worker(work: Work) -> Outcome:
 
 def _report_and_wait(work: Work, row: dict[str, Any]) -> None:
     ray.train.report(row)
-    if not ray.get(work.mailbox.may_go_on.remote(row["epoch"])):
+    if not ray.get(work.coordinator.may_go_on.remote(row["epoch"])):
         raise StoppedByScheduler
 
 
@@ -127,7 +127,7 @@ def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
     Ray keeps the exception, but neither its traceback nor which rank was the first to raise;
     the others' broken connections are only consequences.
     """
-    if (hopeless := ray.get(work.mailbox.hopeless.remote())) is not None:
+    if (hopeless := ray.get(work.coordinator.hopeless.remote())) is not None:
         raise hopeless  # a restart that Ray insists on: over at once
     try:
         outcome = worker(work)
@@ -138,7 +138,7 @@ def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
         event: Event = {"kind": "raised", "message": f"worker {rank}: {traceback.format_exc()}"}
         if isinstance(error, UserError | RunFailed):
             event = {"kind": "hopeless", "error": error}
-        ray.get(work.mailbox.put.remote(event))  # waited for: this process may end next
+        ray.get(work.coordinator.put.remote(event))  # waited for: this process may end next
         raise
     mark_ended_well()
     return outcome
@@ -151,7 +151,7 @@ def train_on_ray(
     launched: Mapping[str, Any],
     listener: Listener,
     worker: Worker = train_worker,
-    mailbox: Any = None,
+    coordinator: Any = None,
 ) -> Outcome | None:
     """Train with DDP workers of the cluster that this process is connected to.
 
@@ -162,7 +162,7 @@ def train_on_ray(
         launched: what the driver adds to ``environment.json``.
         listener: told of progress, in the calling thread.
         worker: what each worker does.
-        mailbox: of a trial, see `make_mailbox`.
+        coordinator: of a trial, see `make_coordinator`.
 
     Returns:
         What came of it; of a trial that was stopped, None.
@@ -174,12 +174,12 @@ def train_on_ray(
         Interrupted: as ``KeyboardInterrupt`` and itself, when one of them is raised here; the
             workers have saved a checkpoint. A second one is raised on at once.
     """
-    is_trial = mailbox is not None
-    mailbox = mailbox or make_mailbox()
-    work = Work(config, run, dataset_fingerprint, launched, mailbox, is_trial)
+    is_trial = coordinator is not None
+    coordinator = coordinator or make_coordinator()
+    work = Work(config, run, dataset_fingerprint, launched, coordinator, is_trial)
     for name, value in ray_settings(config).items():
         os.environ.setdefault(name, value)
-    events = Events(mailbox)
+    events = Events(coordinator)
     lost = 0
 
     def listen(event: Event) -> None:
@@ -240,7 +240,7 @@ class _Attempt:
                 name=RAY_FOLDER,
                 **ray_storage(work.run.path),
                 failure_config=FailureConfig(max_failures=failures_left),
-                callbacks=[Watch(work.mailbox)],
+                callbacks=[Watch(work.coordinator)],
             ),
         )
         if config.elastic:
@@ -258,7 +258,7 @@ class _Attempt:
             UserError, RunFailed, Interrupted: as `train_on_ray`.
         """
         running = InThread(self._trainer.fit)
-        notices = _Notices(self._work.mailbox, listener)
+        notices = _Notices(self._work.coordinator, listener)
         stop_at: float | None = None
         try:
             while True:
@@ -277,7 +277,7 @@ class _Attempt:
                     if stop_at is not None or self._work.is_trial or not self._training:
                         raise
                     stop_at = time.monotonic() + STOP_TIMEOUT_S
-                    self._work.mailbox.request.remote(Order.STOP)
+                    self._work.coordinator.request.remote(Order.STOP)
                     listener(INTERRUPTED)
         finally:
             _forget_reservation(self._work.run)
@@ -332,8 +332,8 @@ def _forget_reservation(run: RunDirectory) -> None:
 class _Notices:
     """Has a checkpoint written when the cluster says that a node is about to go."""
 
-    def __init__(self, mailbox: Any, listener: Listener) -> None:
-        self._mailbox = mailbox
+    def __init__(self, coordinator: Any, listener: Listener) -> None:
+        self._coordinator = coordinator
         self._listener = listener
         self._known: set[str] = set()
         self._looked = 0.0
@@ -346,7 +346,7 @@ class _Notices:
         leaving = set(cluster_state.state.get_draining_nodes())
         if new := leaving - self._known:
             self._known |= new
-            self._mailbox.request.remote(Order.SAVE)
+            self._coordinator.request.remote(Order.SAVE)
             nodes = ", ".join(sorted(node[:8] for node in new))
             said = f"node {nodes} is about to go: saving a checkpoint"
             self._listener({"kind": "warning", "message": said})

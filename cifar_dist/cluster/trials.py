@@ -167,12 +167,12 @@ class SeveralWorkers(tune.Trainable):
     """Ray Tune's class for a trial whose workers are a Ray Train run of their own."""
 
     def setup(self, config: dict[str, Any], plan: Plan) -> None:
-        from cifar_dist.cluster.coordinator import make_mailbox
+        from cifar_dist.cluster.coordinator import make_coordinator
         from cifar_dist.cluster.trainer import train_on_ray
 
         self._rows: queue.Queue[dict[str, Any]] = queue.Queue()
         self._told = 0
-        self._mailbox = make_mailbox(wait=True)
+        self._coordinator = make_coordinator(wait=True)
 
         def train(work: TrialWork) -> Outcome:
             def listen(event: Event) -> None:
@@ -181,7 +181,7 @@ class SeveralWorkers(tune.Trainable):
 
             outcome = train_on_ray(
                 work.config, work.run, work.dataset_fingerprint, work.launched, listen,
-                mailbox=self._mailbox,
+                coordinator=self._coordinator,
             )  # fmt: skip
             if outcome is None:
                 raise SystemExit("stopped by the scheduler")  # as Tune ends a function's thread
@@ -192,7 +192,7 @@ class SeveralWorkers(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if self._told:
-            ray.get(self._mailbox.go_on.remote(self._told))
+            ray.get(self._coordinator.go_on.remote(self._told))
         while True:
             alive = self._running.alive
             try:
@@ -209,5 +209,5 @@ class SeveralWorkers(tune.Trainable):
 
     def cleanup(self) -> None:
         # By itself, and not by the death of this process: so the run gives its resources back.
-        ray.get(self._mailbox.go_on.remote(0, stop=True))
+        ray.get(self._coordinator.go_on.remote(0, stop=True))
         self._running.join(STOP_TIMEOUT_S)

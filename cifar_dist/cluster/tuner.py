@@ -31,7 +31,7 @@ from cifar_dist.errors import RunFailed
 from cifar_dist.events import Event, Listener
 from cifar_dist.search.directory import SearchDirectory, trial_id
 from cifar_dist.search.suggestions import Suggestions
-from cifar_dist.search.trials import Ledger
+from cifar_dist.search.trials import TrialTable
 from cifar_dist.storage import delete_folder
 
 RAY_FOLDER = ".ray"
@@ -60,11 +60,13 @@ class _OfTheDriver:
 class _Numbered(_OfTheDriver, Searcher):
     """Gives Tune the trials that are left, in the order of their numbers, as there is room."""
 
-    def __init__(self, numbers: list[int], suggestions: Suggestions, ledger: Ledger) -> None:
-        super().__init__(metric=ledger.config.metric, mode=ledger.config.mode)
+    def __init__(
+        self, numbers: list[int], suggestions: Suggestions, trial_table: TrialTable
+    ) -> None:
+        super().__init__(metric=trial_table.config.metric, mode=trial_table.config.mode)
         self._left = list(reversed(numbers))
         self._suggestions = suggestions
-        self._ledger = ledger
+        self._trial_table = trial_table
         self._live: dict[str, int] = {}
         self._slots, self._slots_known_until = 0, 0.0
 
@@ -75,14 +77,14 @@ class _Numbered(_OfTheDriver, Searcher):
             return None
         number = self._left.pop()
         drawn = self._suggestions.draw(number)
-        self._ledger.add_trial(number, drawn)
+        self._trial_table.add_trial(number, drawn)
         self._live[trial_id] = number
         return {"number": number, "drawn": dict(drawn)}
 
     def _room(self) -> int:
         """Trials that run at a time; nodes come and go, so it is looked up now and then."""
         if time.monotonic() > self._slots_known_until:
-            self._slots = slots(self._ledger.config)
+            self._slots = slots(self._trial_table.config)
             self._slots_known_until = time.monotonic() + SLOTS_KNOWN_S
         return self._slots
 
@@ -93,24 +95,24 @@ class _Numbered(_OfTheDriver, Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         number = self._live.pop(trial_id)
-        self._suggestions.tell(number, self._ledger.row(number))
+        self._suggestions.tell(number, self._trial_table.row(number))
 
 
 class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
-    """Puts every result into the ledger, and stops the trials that it judges."""
+    """Puts every result into the trial_table, and stops the trials that it judges."""
 
-    def __init__(self, ledger: Ledger, tell: Callable[[int], None]) -> None:
+    def __init__(self, trial_table: TrialTable, tell: Callable[[int], None]) -> None:
         super().__init__()
-        self._ledger = ledger
+        self._trial_table = trial_table
         self._tell = tell
         self._placed: set[str] = set()
 
     def on_trial_result(self, controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         number = trial.config["number"]
         if "epoch" in result:
-            self._ledger.add_row(number, result)
+            self._trial_table.add_row(number, result)
             self._tell(number)
-        if not self._ended(trial, result) and self._ledger.stopped(number):
+        if not self._ended(trial, result) and self._trial_table.stopped(number):
             return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
 
@@ -119,7 +121,7 @@ class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
 
     def _ended(self, trial: RayTrial, result: dict[str, Any]) -> bool:
         if result.get("ended"):
-            self._ledger.end(trial.config["number"], result.get("error"))
+            self._trial_table.end(trial.config["number"], result.get("error"))
             if result.get("lost"):
                 # Its process raises next, so that Tune ends it. Without this Tune would call the
                 # trial again, in a warm process that would end the same way.
@@ -147,25 +149,25 @@ class _Bookkeeper(_OfTheDriver, tune.Callback):
     """Tells of trials that begin and end, and tidies up behind them."""
 
     def __init__(
-        self, directory: SearchDirectory, ledger: Ledger, tell: Callable[[int], None]
+        self, directory: SearchDirectory, trial_table: TrialTable, tell: Callable[[int], None]
     ) -> None:
         self._directory = directory
-        self._ledger = ledger
+        self._trial_table = trial_table
         self._tell = tell
 
     def on_trial_start(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
-        self._ledger.start(trial.config["number"])
+        self._trial_table.start(trial.config["number"])
         self._tell(trial.config["number"])
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
         number = trial.config["number"]
-        tidy(self._directory, self._ledger, number)
+        tidy(self._directory, self._trial_table, number)
         self._tell(number)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
         """A trial whose process died more often than it is restarted."""
         number = trial.config["number"]
-        if not self._ledger.finished(number):
+        if not self._trial_table.finished(number):
             run = self._directory.trial(number)
             run.path.mkdir(parents=True, exist_ok=True)
             run.write_error(Path(trial.error_file).read_text())  # what Tune noted
@@ -173,9 +175,9 @@ class _Bookkeeper(_OfTheDriver, tune.Callback):
                 f"its process died {trial.run_metadata.num_failures} times: killed, out of memory, "
                 "or its node was lost; see error.txt in its folder"
             )
-            run.write_summary(self._ledger.config.train.dataset, "failed", error=text)
-            self._ledger.end(number, text)
-        tidy(self._directory, self._ledger, number)
+            run.write_summary(self._trial_table.config.train.dataset, "failed", error=text)
+            self._trial_table.end(number, text)
+        tidy(self._directory, self._trial_table, number)
         self._tell(number)
 
 
@@ -198,14 +200,16 @@ class _Until(_OfTheDriver, tune.Stopper):
         return late or self._told.is_set()
 
 
-def tidy(directory: SearchDirectory, ledger: Ledger, number: int) -> None:
+def tidy(directory: SearchDirectory, trial_table: TrialTable, number: int) -> None:
     """Delete the checkpoints of a trial that nobody goes on with, and say that it was stopped."""
-    if not ledger.finished(number):
+    if not trial_table.finished(number):
         return
     run = directory.trial(number)
     delete_folder(run.checkpoints)
-    if ledger.stopped(number) and run.read_summary().get("status") != "stopped":
-        run.write_summary(ledger.config.train.dataset, "stopped", seconds=ledger.seconds(number))
+    if trial_table.stopped(number) and run.read_summary().get("status") != "stopped":
+        run.write_summary(
+            trial_table.config.train.dataset, "stopped", seconds=trial_table.seconds(number)
+        )
 
 
 def slots(config: TuneConfig) -> int:
@@ -219,7 +223,7 @@ def slots(config: TuneConfig) -> int:
 
 def run_trials(
     directory: SearchDirectory,
-    ledger: Ledger,
+    trial_table: TrialTable,
     suggestions: Suggestions,
     numbers: list[int],
     dataset_fingerprint: str,
@@ -229,11 +233,11 @@ def run_trials(
 ) -> None:
     """Run trials on the cluster that this process is connected to, until all have ended.
 
-    The ledger holds what came of them, and the tables in the directory are kept up to date.
+    The trial_table holds what came of them, and the tables in the directory are kept up to date.
 
     Args:
         directory: the search's.
-        ledger: what is known so far.
+        trial_table: what is known so far.
         suggestions: where trials' values come from.
         numbers: of the trials to run, ascending.
         dataset_fingerprint: of the data set that the driver decoded.
@@ -244,14 +248,16 @@ def run_trials(
     Raises:
         RunFailed: Ray Tune itself failed.
     """
-    config = ledger.config
+    config = trial_table.config
     base = config.trial_base
     events: queue.Queue[Event] = queue.Queue()
 
     def tell(number: int) -> None:
-        events.put(ledger.event(number))
+        events.put(trial_table.event(number))
 
-    plan = Plan(directory, base, ledger.space.configured, dataset_fingerprint, launched, training)
+    plan = Plan(
+        directory, base, trial_table.space.configured, dataset_fingerprint, launched, training
+    )
     # A name that was used before would make Ray restore what it finds under it.
     delete_folder(directory.path / RAY_FOLDER)
     until = _Until(config.time_budget_s)
@@ -260,8 +266,8 @@ def run_trials(
         tuner = tune.Tuner(
             _trainable(config.workers, base, plan),
             tune_config=tune.TuneConfig(
-                search_alg=_Numbered(numbers, suggestions, ledger),
-                scheduler=_InOrderScheduler(ledger, tell),
+                search_alg=_Numbered(numbers, suggestions, trial_table),
+                scheduler=_InOrderScheduler(trial_table, tell),
                 num_samples=len(numbers),
                 reuse_actors=config.workers == 1,
                 trial_name_creator=lambda trial: trial_id(trial.config["number"]),
@@ -272,14 +278,14 @@ def run_trials(
                 **ray_storage(directory.path),
                 failure_config=tune.FailureConfig(max_failures=base.max_failures),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[_Bookkeeper(directory, ledger, tell)],
+                callbacks=[_Bookkeeper(directory, trial_table, tell)],
                 stop=until,
                 verbose=2 if config.train.verbose else 0,
             ),
         )
         running = InThread(tuner.fit)
         try:
-            _follow(running, events, ledger, directory, listener)
+            _follow(running, events, trial_table, directory, listener)
         except BaseException:
             until.end()  # where the cluster outlives this call, its trials do not
             raise
@@ -292,7 +298,7 @@ def run_trials(
 def _follow(
     running: InThread,
     events: queue.Queue[Event],
-    ledger: Ledger,
+    trial_table: TrialTable,
     directory: SearchDirectory,
     listener: Listener,
 ) -> None:
@@ -309,7 +315,7 @@ def _follow(
             listener(event)
         if changed and time.monotonic() >= write_next:
             began = time.monotonic()
-            ledger.write(directory)
+            trial_table.write(directory)
             ended_at = time.monotonic()
             write_next, changed = ended_at + (ended_at - began) / WRITING_SHARE, False
 
@@ -329,7 +335,7 @@ def _quiet_tune(verbose: bool, slots: int) -> Iterator[None]:
     settings = {
         # As many processes start at once as there is room for; one at a time otherwise.
         "TUNE_MAX_PENDING_TRIALS_PG": str(slots),
-        # The ledger and the trials' folders hold what Tune would write down a second time.
+        # The trial_table and the trials' folders hold what Tune would write down a second time.
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
         "TUNE_PRINT_ALL_TRIAL_ERRORS": str(int(verbose)),

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from cifar_dist.config.fields import Ranges, check_ranges, coerce_fields
-from cifar_dist.config.train import TrainConfig
+from cifar_dist.config.train import DatasetName, NetworkName, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,10 @@ class ModelConfig:
     """A run's directory, or a file of weights (.safetensors or .pth)."""
     data_dir: str | None = None
     """Folder with CIFAR-10 (default: the run's; else $CIFAR_DIST_DATA, else data)."""
-    dataset: Literal["cifar10", "digits"] | None = None
+    dataset: DatasetName | None = None
     """For weights: the data set that they classify (default: cifar10)."""
+    network: NetworkName | None = None
+    """For weights: the network that they are of (default: resnet18)."""
     stem: Literal["imagenet", "cifar"] | None = None
     """For weights: the network's first layers (default: imagenet)."""
     image_size: int | None = None

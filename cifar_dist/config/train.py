@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import yaml
 
@@ -29,7 +29,30 @@ from cifar_dist.config.fields import (
 )
 from cifar_dist.config.presets import PRESETS
 from cifar_dist.errors import UserError
+from cifar_dist.registry import (
+    AUGMENTATIONS,
+    DATASETS,
+    LOGGERS,
+    NETWORKS,
+    OPTIMIZERS,
+    SCHEDULES,
+)
 from cifar_dist.storage import at
+
+if TYPE_CHECKING:
+    DatasetName: TypeAlias = str
+    NetworkName: TypeAlias = str
+    AugmentationName: TypeAlias = str
+    OptimizerName: TypeAlias = str
+    ScheduleName: TypeAlias = str
+    LoggerName: TypeAlias = str
+else:  # choices, for the command line and for the check of types
+    DatasetName = Literal[tuple(DATASETS)]
+    NetworkName = Literal[tuple(NETWORKS)]
+    AugmentationName = Literal[tuple(AUGMENTATIONS)]
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+    ScheduleName = Literal[tuple(SCHEDULES)]
+    LoggerName = Literal[("none", *LOGGERS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +69,7 @@ class TrainConfig:
     preset: Literal["notebook", "cifar", "cifar-long"] | None = None
     """Start from a named set of settings: notebook (the defaults with ImageNet weights), cifar (3x3
     stem, SGD, one cycle, averaged weights; 15 epochs) or cifar-long (the same in 60 epochs)."""
-    dataset: Literal["cifar10", "digits"] = "cifar10"
+    dataset: DatasetName = "cifar10"
     """cifar10, or digits: scikit-learn's 1,797 handwritten digits, enlarged to 32x32; no
     download."""
     data_dir: str | None = None
@@ -74,9 +97,9 @@ class TrainConfig:
     """StepLR: epochs between two drops of the learning rate."""
     gamma: float = 0.5
     """StepLR: what the learning rate is multiplied by at a drop."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     """adamw, or sgd with Nesterov momentum 0.9."""
-    schedule: Literal["steplr", "onecycle"] = "steplr"
+    schedule: ScheduleName = "steplr"
     """Learning rate schedule: steplr by epoch, onecycle by step."""
     warmup_epochs: float | None = None
     """onecycle: epochs over which the learning rate rises (default: 30 % of --max-epochs, or 20 %
@@ -85,6 +108,9 @@ class TrainConfig:
     """onecycle: the curve that the learning rate follows up and down."""
     final_lr_factor: float = 4e-6
     """onecycle: learning rate of the last step as a share of --lr; 0 ends at zero."""
+    augment: AugmentationName = "crop-flip"
+    """Augmentation of training images: crop-flip (pad, crop at random, flip; --crop-padding,
+    --flip), or none; --cutout besides."""
     crop_padding: int = 4
     """Random crop: pixels of padding on each side; 0 for none."""
     crop_padding_mode: Literal["constant", "reflect"] = "constant"
@@ -95,10 +121,12 @@ class TrainConfig:
     cutout: int = 0
     """Side of the square that cutout blanks, in pixels; 0 for none."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    """Shard of the target spread over all classes."""
     ema: float = 0.0
     """Decay per step of the exponential moving average of the weights, which is then what is
     evaluated and kept; 0 for none."""
+    network: NetworkName = "resnet18"
+    """The network: torchvision's ResNet-18."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
     """First layers: torchvision's own (7x7, stride 2, max-pool), or cifar (3x3, stride 1, no
     max-pool)."""
@@ -137,7 +165,7 @@ class TrainConfig:
     """Epochs between two checkpoints, or steps, e.g. 200s."""
     max_failures: int = 3
     """Restarts before the run fails."""
-    logger: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    logger: LoggerName = "none"
     """Also tell a tracker of each epoch, by Lightning's logger for it (an extra of that name)."""
     wait_for_resources: str = "10m"
     """How long a cluster that grows by itself is waited for when it has too little: seconds, or

@@ -58,7 +58,7 @@ def _unwritable_cache(folder: Path, error: OSError) -> UserError:
     )
 
 
-class TrainedOn(NamedTuple):
+class DatasetInfo(NamedTuple):
     """What must be known of a model's data set to use the model."""
 
     name: str
@@ -113,9 +113,9 @@ class CachedDataset:
             )
 
     @property
-    def about(self) -> TrainedOn:
+    def about(self) -> DatasetInfo:
         """What a model that is trained on it must be used with."""
-        return TrainedOn(self.name, self.classes, self.mean, self.std)
+        return DatasetInfo(self.name, self.classes, self.mean, self.std)
 
     def part(self, name: str) -> tuple[LabelledImages, NDArray[np.int64]]:
         """A split's images, mapped, and the numbers of those that belong to it.

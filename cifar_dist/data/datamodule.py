@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Which part of every global batch is this process's."""
 
     rank: int
@@ -65,7 +65,7 @@ class TrainBatches:
     seed: int
     batch_size: int
     """Global."""
-    share: Share
+    shard: Shard
     epoch: Callable[[], int]
     """The 0-based epoch that is about to begin."""
     begin_at: int = 0
@@ -85,7 +85,7 @@ class TrainBatches:
         table = to_device(columns, self.store.device)
         cuts = []
         for start, stop in pairwise(batch_bounds(len(order), self.batch_size)[self.done :]):
-            mine = rank_slice(int(stop - start), self.share.rank, self.share.world_size)
+            mine = rank_slice(int(stop - start), self.shard.rank, self.shard.world_size)
             cuts.append((slice(start + mine.start, start + mine.stop), int(stop - start)))
         parts = ((columns[0, mine], table[0, mine]) for mine, _ in cuts)
         for (mine, size), images in zip(cuts, self.store.batches(parts), strict=True):
@@ -116,7 +116,7 @@ class EvaluationBatches:
     """``[all]`` labels of all images of the source."""
     batch_size: int
     """Global."""
-    share: Share
+    shard: Shard
 
     def __len__(self) -> int:
         return len(batch_bounds(len(self.members), self.batch_size)) - 1
@@ -133,14 +133,14 @@ class EvaluationBatches:
 
     def _each(self, size: int) -> int:
         """Images of every rank in a global batch of ``size``, `PADDING` among them."""
-        return -(-size // self.share.world_size)
+        return -(-size // self.shard.world_size)
 
     @functools.cached_property
     def _tables(self) -> tuple[NDArray[np.int64], Tensor]:
         """This rank's numbers and labels, batch after batch; made and sent once."""
         numbers, labels = [], []
         for start, stop in pairwise(batch_bounds(len(self.members), self.batch_size)):
-            mine = rank_slice(int(stop - start), self.share.rank, self.share.world_size)
+            mine = rank_slice(int(stop - start), self.shard.rank, self.shard.world_size)
             images = self.members[start:stop][mine]
             missing = self._each(int(stop - start)) - len(images)
             numbers += [images, self.members[:1].repeat(missing)]
@@ -172,11 +172,11 @@ class ImageDataModule(pl.LightningDataModule):
         self._stores: dict[tuple[int, torch.device], ImageStore] = {}
 
     @property
-    def share(self) -> Share:
+    def shard(self) -> Shard:
         """This process's share, as the trainer has it."""
         if self.trainer is None:
-            return Share(rank=0, world_size=1)
-        return Share(self.trainer.global_rank, self.trainer.world_size)
+            return Shard(rank=0, world_size=1)
+        return Shard(self.trainer.global_rank, self.trainer.world_size)
 
     @property
     def device(self) -> torch.device:
@@ -184,7 +184,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def train_dataloader(self) -> TrainBatches:
-        self.dataset.check_batches(self.config.batch_size, self.share.world_size)
+        self.dataset.check_batches(self.config.batch_size, self.shard.world_size)
         images, members = self.dataset.part("train")
         return TrainBatches(
             self._store(images),
@@ -194,7 +194,7 @@ class ImageDataModule(pl.LightningDataModule):
             self.augmentation,
             self.config.seed,
             self.config.batch_size,
-            self.share,
+            self.shard,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
         )
 
@@ -208,7 +208,7 @@ class ImageDataModule(pl.LightningDataModule):
         images, members = self.dataset.part(split)
         batch_size = self.config.batch_size
         return EvaluationBatches(
-            self._store(images), members, images.labels, batch_size, self.share
+            self._store(images), members, images.labels, batch_size, self.shard
         )
 
     def _store(self, images: LabelledImages) -> ImageStore:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_dist.data.cache import TrainedOn
+from cifar_dist.data.cache import DatasetInfo
 from cifar_dist.data.sources import SIDE
 from cifar_dist.errors import UserError
 from cifar_dist.inference.model import TrainedModel
@@ -52,7 +52,7 @@ class WithNormalisation(nn.Module):
         return logits
 
 
-def exported(model: TrainedModel, about: TrainedOn, form: str) -> tuple[bytes, Answer]:
+def exported(model: TrainedModel, about: DatasetInfo, form: str) -> tuple[bytes, Answer]:
     """A file's content, and what answers when it is loaded again.
 
     Args:
@@ -67,7 +67,7 @@ def exported(model: TrainedModel, about: TrainedOn, form: str) -> tuple[bytes, A
     return {"torch": _torch, "onnx": _onnx, "safetensors": _safetensors}[form](module, about)
 
 
-def _about(about: TrainedOn) -> dict[str, str]:
+def _about(about: DatasetInfo) -> dict[str, str]:
     return {"dataset": about.name, "classes": json.dumps(about.classes)}
 
 
@@ -75,7 +75,7 @@ def _example() -> tuple[Tensor]:
     return (torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8),)
 
 
-def _torch(module: WithNormalisation, about: TrainedOn) -> tuple[bytes, Answer]:
+def _torch(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Answer]:
     n = torch.export.Dim("n")
     program = torch.export.export(module, _example(), dynamic_shapes={"images": {0: n}})
     file = io.BytesIO()
@@ -84,7 +84,7 @@ def _torch(module: WithNormalisation, about: TrainedOn) -> tuple[bytes, Answer]:
     return file.getvalue(), loaded
 
 
-def _onnx(module: WithNormalisation, about: TrainedOn) -> tuple[bytes, Answer]:
+def _onnx(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Answer]:
     try:
         import onnx
         import onnxruntime
@@ -110,7 +110,7 @@ def _onnx(module: WithNormalisation, about: TrainedOn) -> tuple[bytes, Answer]:
     return content, answer
 
 
-def _safetensors(module: WithNormalisation, about: TrainedOn) -> tuple[bytes, Answer]:
+def _safetensors(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Answer]:
     state = {name: value.contiguous() for name, value in module.state_dict().items()}
     metadata = {**_about(about), "image_size": str(module.size)}
     content = safetensors.torch.save(state, metadata)

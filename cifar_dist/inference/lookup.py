@@ -18,7 +18,7 @@ WEIGHTS = (".safetensors", ".pth", ".pt")
 NO_HALF_ON_CPU = "the run was trained in 16-mixed, which needs a GPU; computing in float32"
 
 
-_OF_THE_NETWORK = ("dataset", "stem", "image_size")
+_OF_THE_NETWORK = ("dataset", "network", "stem", "image_size")
 
 
 def run_of(config: ModelConfig) -> RunDirectory | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cifar_dist.config.model import ModelConfig
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
-from cifar_dist.data.cache import TrainedOn, prepare
+from cifar_dist.data.cache import DatasetInfo, prepare
 from cifar_dist.data.sources import find_source
 from cifar_dist.data.transforms import Normalisation
 from cifar_dist.errors import UserError
@@ -47,7 +47,7 @@ class TrainedModel:
 
 
 def load_trained(
-    where: str, weights: dict[str, Tensor], config: TrainConfig, dataset: TrainedOn
+    where: str, weights: dict[str, Tensor], config: TrainConfig, dataset: DatasetInfo
 ) -> TrainedModel:
     """A model with these weights, on the device that the config names.
 
@@ -83,7 +83,7 @@ def load_trained(
 
 def model_of(
     config: ModelConfig, listener: Listener = ignore, **here: Any
-) -> tuple[TrainedModel, TrainedOn]:
+) -> tuple[TrainedModel, DatasetInfo]:
     """The model that a config names, on this process's device, and what it was trained on.
 
     Args:
@@ -101,7 +101,7 @@ def model_of(
     saved = run and run.trained_on()
     if saved:
         lists = {name: tuple(saved[name]) for name in ("classes", "mean", "std")}
-        about = TrainedOn(name=saved["name"], **lists)
+        about = DatasetInfo(name=saved["name"], **lists)
     else:
         source = find_source(trained.dataset, str(trained.data_dir))
         about = prepare(trained.dataset, source).about

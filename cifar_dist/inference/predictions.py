@@ -14,7 +14,7 @@ MISTAKES_KEPT = 24
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """A classifier's logits for every image of a split, in the split's order."""
 
     split: Literal["test", "val"]
@@ -40,7 +40,7 @@ class Answers:
         labels: NDArray[np.uint8],
         images: NDArray[np.uint8],
         members: NDArray[np.int64],
-    ) -> Answers:
+    ) -> Predictions:
         """The answers, with the pictures of the surest mistakes picked out.
 
         Args:
@@ -69,7 +69,7 @@ class Answers:
         return save(arrays, metadata={"about": json.dumps(about)})
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Answers:
+    def from_bytes(cls, content: bytes) -> Predictions:
         """What `to_bytes` made.
 
         Raises:

@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from cifar_dist.data.cache import CachedDataset
-from cifar_dist.data.datamodule import Share
+from cifar_dist.data.datamodule import Shard
 from cifar_dist.data.order import batch_bounds, rank_slice
 from cifar_dist.inference.model import TrainedModel
 
 
-def logits_of_share(
-    model: TrainedModel, dataset: CachedDataset, split: str, batch_size: int, share: Share
+def shard_logits(
+    model: TrainedModel, dataset: CachedDataset, split: str, batch_size: int, shard: Shard
 ) -> NDArray[np.float32]:
     """``[n, classes]`` logits of a worker's part of a split.
 
@@ -24,7 +24,7 @@ def logits_of_share(
     """
     images, members = dataset.part(split)
     bounds = batch_bounds(len(members), batch_size)
-    mine = rank_slice(len(bounds) - 1, share.rank, share.world_size)
+    mine = rank_slice(len(bounds) - 1, shard.rank, shard.world_size)
     parts = [
         model.logits(torch.from_numpy(images.images.take(members[start:stop], axis=0)))
         for start, stop in list(pairwise(bounds))[mine]

@@ -19,7 +19,7 @@ from cifar_dist.data.datamodule import PADDING, Batch
 
 SGD_MOMENTUM = 0.9
 RISE = {"cosine": 0.3, "linear": 0.2}
-"""Share of a cycle in which the learning rate rises, by `anneal`, where `warmup_epochs` is not set:
+"""Shard of a cycle in which the learning rate rises, by `anneal`, where `warmup_epochs` is not set:
 torch's own, and that of cifar10-fast and hlb-CIFAR10."""
 RISE_FROM = 25.0
 """What a cycle's highest learning rate is divided by for its first one: torch's default."""

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.inference.predictions import Answers, confidences
+from cifar_dist.inference.predictions import Predictions, confidences
 from cifar_dist.reports import figures
 from cifar_dist.reports.page import (
     Cell,
@@ -58,7 +58,7 @@ def run_page(run: RunDirectory, data_dir: str | None = None, measure: bool = Tru
         sections=[
             _learning(history, summary, config),
             *([_confusion(answers), _mistakes(answers)] if answers else []),
-            *([Section("Answers", [missing])] if missing else []),
+            *([Section("Predictions", [missing])] if missing else []),
             _throughput(history, summary),
             _settings(config, environment),
         ],
@@ -159,7 +159,7 @@ def _settings(config: TrainConfig, environment: dict[str, Any]) -> Section:
     return Section("Settings and environment", notes, tables=tables)
 
 
-def _confusion(answers: Answers) -> Section:
+def _confusion(answers: Predictions) -> Section:
     from cifar_dist.inference.scores import confusion, per_class
 
     counts = confusion(answers.labels, answers.answers, len(answers.classes))
@@ -191,7 +191,7 @@ def _confusion(answers: Answers) -> Section:
     )
 
 
-def _mistakes(answers: Answers) -> Section:
+def _mistakes(answers: Predictions) -> Section:
     wrong = int((answers.answers != answers.labels).sum())
     if not len(answers.mistakes):
         return Section("Most confident mistakes", ["Every image was answered rightly."])
@@ -219,13 +219,13 @@ def _answers(
     summary: dict[str, Any],
     data_dir: str | None,
     measure: bool,
-) -> tuple[Answers | None, str]:
+) -> tuple[Predictions | None, str]:
     """The answers that the run has kept, else found now; or why there are none."""
-    if run.answers_file.is_file():
+    if run.predictions_file.is_file():
         try:
-            return Answers.from_bytes(run.answers_file.read_bytes()), ""
+            return Predictions.from_bytes(run.predictions_file.read_bytes()), ""
         except ValueError as error:
-            return None, f"{run.answers_file.name} {error}."
+            return None, f"{run.predictions_file.name} {error}."
     if not run.model_file.is_file():
         return None, "There are no weights to measure: no model.safetensors in the run's directory."
     if not measure:
@@ -239,7 +239,7 @@ def _answers(
 
 def _measured(
     run: RunDirectory, config: TrainConfig, summary: dict[str, Any], data_dir: str | None
-) -> Answers:
+) -> Predictions:
     """The best epoch's weights on test images; on validation images while the run is not over.
 
     Raises:
@@ -253,9 +253,9 @@ def _measured(
     dataset = find_same(config.dataset, data_dir or str(config.data_dir), fingerprint)
 
     # Behind what may be missing: these load torch.
-    from cifar_dist.data.datamodule import Share
+    from cifar_dist.data.datamodule import Shard
     from cifar_dist.inference.model import load_trained
-    from cifar_dist.inference.sharded import logits_of_share
+    from cifar_dist.inference.sharded import shard_logits
     from cifar_dist.model.resnet import read_weights
     from cifar_dist.model.seeding import set_seed
 
@@ -267,14 +267,14 @@ def _measured(
     set_seed(here.seed, here.deterministic, here.tf32)
     model = load_trained(where, read_weights(where), here, dataset.about)
     split = "val" if summary.get("test_accuracy") is None else "test"
-    logits = logits_of_share(model, dataset, split, 500, Share(0, 1))
+    logits = shard_logits(model, dataset, split, 500, Shard(0, 1))
     images, members = dataset.part(split)
     best = summary.get("best_epoch")
     if best is None:
         history = history_of(run)
         best = history.loc[history["val_accuracy"].idxmax(), "epoch"] if len(history) else 0
     labels = np.asarray(images.labels[members])
-    return Answers.of(
+    return Predictions.of(
         "val" if split == "val" else "test", int(best), dataset.classes, logits, labels,
         images.images, members,
     )  # fmt: skip

@@ -196,7 +196,7 @@ class RunDirectory(Directory):
         return self.path / "model.safetensors"
 
     @property
-    def answers_file(self) -> AnyPath:
+    def predictions_file(self) -> AnyPath:
         """``test-answers.safetensors``: what those weights answered to each test image."""
         return self.path / "test-answers.safetensors"
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import UserError
 from cifar_dist.search.space import Domain, Space
-from cifar_dist.search.trials import Ledger
+from cifar_dist.search.trials import TrialTable
 
 
 class Suggestions(Protocol):
@@ -27,11 +27,11 @@ class Suggestions(Protocol):
 class Drawn:
     """Values that were drawn before the search began."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, trial_table: TrialTable) -> None:
+        self._trial_table = trial_table
 
     def draw(self, number: int) -> Mapping[str, Any]:
-        drawn = self._ledger.drawn(number)
+        drawn = self._trial_table.drawn(number)
         assert drawn is not None
         return drawn
 
@@ -64,7 +64,7 @@ class Optuna:
         UserError: Optuna is not installed.
     """
 
-    def __init__(self, config: TuneConfig, space: Space, ledger: Ledger) -> None:
+    def __init__(self, config: TuneConfig, space: Space, trial_table: TrialTable) -> None:
         try:
             import optuna
         except ImportError:
@@ -74,7 +74,7 @@ class Optuna:
             ) from None
         logging.getLogger("optuna").setLevel(logging.ERROR)
         self._optuna = optuna
-        self._ledger = ledger
+        self._trial_table = trial_table
         self._metric = config.metric
         self._distributions = {
             name: _distribution(optuna, domain) for name, domain in space.domains.items()
@@ -86,7 +86,7 @@ class Optuna:
         self._asked: dict[int, Any] = {}
 
     def draw(self, number: int) -> Mapping[str, Any]:
-        known = self._ledger.drawn(number)
+        known = self._trial_table.drawn(number)
         if known is not None:  # of a search that goes on
             self._study.enqueue_trial(dict(known))
         self._asked[number] = self._study.ask(self._distributions)

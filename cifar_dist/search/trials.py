@@ -42,7 +42,7 @@ class Trial:
     """Why it failed."""
 
 
-class Ledger:
+class TrialTable:
     """All trials of a search. Safe to use from several threads.
 
     Args:

@@ -20,7 +20,7 @@ from cifar_dist.data.datamodule import PADDING
 from cifar_dist.data.order import ORDER_VERSION
 from cifar_dist.errors import Interrupted, RunFailed
 from cifar_dist.events import Ask, Listener, Order, go_on
-from cifar_dist.inference.predictions import Answers
+from cifar_dist.inference.predictions import Predictions
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.model.seeding import generator_states, restore_generators
 from cifar_dist.runs.directory import RunDirectory
@@ -370,7 +370,7 @@ def _gathered(mine: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
     return every or [mine]
 
 
-class KeepAnswers(Callback):
+class KeepPredictions(Callback):
     """Writes what the best epoch's weights answer to each test image; rank 0 does.
 
     A report is drawn from them without the network, e.g. where there is no GPU and no torch.
@@ -415,7 +415,7 @@ class KeepAnswers(Callback):
         batches = zip(*(each["logits"] for each in ranks), strict=True)
         logits = torch.cat([part for batch in batches for part in batch]).numpy()
         images, members = self.dataset.part("test")
-        answers = Answers.of(
+        answers = Predictions.of(
             "test",
             self.best_epoch,
             self.dataset.classes,
@@ -424,7 +424,7 @@ class KeepAnswers(Callback):
             images.images,
             members,
         )
-        write_atomically(self.run.answers_file, answers.to_bytes())
+        write_atomically(self.run.predictions_file, answers.to_bytes())
 
 
 class StepEvents(Callback):

@@ -34,7 +34,7 @@ from cifar_dist.storage import AnyPath
 from cifar_dist.training.averaging import AverageWeights
 from cifar_dist.training.callbacks import (
     AverageBatchNorm,
-    KeepAnswers,
+    KeepPredictions,
     Record,
     StepEvents,
     weights_as_bytes,
@@ -169,7 +169,7 @@ def fit(
     tested: dict[str, Any] = {"accuracy": None, "loss": None, "images": 0}
     if test:
         module.evaluated.load_state_dict(load(run.model_file.read_bytes()))
-        kept = KeepAnswers(run, dataset, record.best_epoch)
+        kept = KeepPredictions(run, dataset, record.best_epoch)
         trainer.callbacks.append(kept)  # type: ignore[attr-defined]
         with undetermined():
             trainer.test(module, images, verbose=False)

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from cifar_dist.cluster.coordinator import Mailbox, _Request
+from cifar_dist.cluster.coordinator import Coordinator, _Request
 from cifar_dist.events import Order
 
 
@@ -58,19 +58,19 @@ def test_new_workers_agree_anew() -> None:
 
 def test_events_are_taken_when_there_are_some_or_somebody_cannot_wait() -> None:
     async def take() -> None:
-        mailbox = Mailbox.__ray_metadata__.modified_class()
-        waiting = asyncio.create_task(mailbox.take())
+        coordinator = Coordinator.__ray_metadata__.modified_class()
+        waiting = asyncio.create_task(coordinator.take())
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        await mailbox.put({"kind": "step"})
+        await coordinator.put({"kind": "step"})
         assert await waiting == [{"kind": "step"}]
-        waiting = asyncio.create_task(mailbox.take())
+        waiting = asyncio.create_task(coordinator.take())
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        await mailbox.nudge()
+        await coordinator.nudge()
         assert await waiting == []
-        await mailbox.put({"kind": "epoch"})
-        await mailbox.nudge()
-        assert await mailbox.take() == [{"kind": "epoch"}]
+        await coordinator.put({"kind": "epoch"})
+        await coordinator.nudge()
+        assert await coordinator.take() == [{"kind": "epoch"}]
 
     asyncio.run(asyncio.wait_for(take(), 10))

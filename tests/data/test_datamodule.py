@@ -11,7 +11,7 @@ import torch
 
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
-from cifar_dist.data.datamodule import PADDING, Batch, ImageDataModule, Share
+from cifar_dist.data.datamodule import PADDING, Batch, ImageDataModule, Shard
 from cifar_dist.data.sources import find_source
 
 
@@ -24,7 +24,7 @@ def module_of(dataset, rank: int = 0, world_size: int = 1, **settings) -> ImageD
     settings = {"dataset": "digits", "flip": 0.5, "cutout": 6, "batch_size": 130, **settings}
 
     class OfRank(ImageDataModule):
-        share = Share(rank, world_size)
+        shard = Shard(rank, world_size)
 
     return OfRank(TrainConfig(**settings), dataset)
 

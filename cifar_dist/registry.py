@@ -1,0 +1,97 @@
+"""The doors: what may be named in a setting, and where it is.
+
+An addition is one file (or one function) and one line here. Names are known without loading what
+they stand for, so that ``--help`` and every refusal stay quick; nothing here imports the modules
+that it names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class Registry(Mapping[str, Any]):
+    """Objects by the name that a setting gives them, each imported when it is asked for.
+
+    Args:
+        kind: what they are, for messages, e.g. ``data set``.
+        places: ``module:attribute`` by name.
+    """
+
+    def __init__(self, kind: str, places: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._places = dict(places)
+        self._loaded: dict[str, Any] = {}
+
+    def register(self, name: str, entry: Any) -> None:
+        """Add an object, or replace the one of that name, in this process.
+
+        Workers of a cluster are processes of their own: what they are to find too belongs into
+        this file.
+        """
+        self._places.setdefault(name, "")
+        self._loaded[name] = entry
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            module, _, attribute = self._places[name].partition(":")
+            self._loaded[name] = getattr(importlib.import_module(module), attribute)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+DATASETS = Registry(
+    "data set",
+    {
+        "cifar10": "cifar_dist.data.datasets.cifar10:find_cifar10",
+        "digits": "cifar_dist.data.datasets.digits:find_digits",
+    },
+)
+"""By ``--dataset``; see `cifar_dist.data.datasets`."""
+
+NETWORKS = Registry("network", {"resnet18": "cifar_dist.model.resnet:resnet18"})
+"""By ``--network``; see `cifar_dist.model.networks`."""
+
+AUGMENTATIONS = Registry(
+    "augmentation",
+    {
+        "crop-flip": "cifar_dist.data.transforms:crop_flip",
+        "none": "cifar_dist.data.transforms:no_augmentation",
+    },
+)
+"""By ``--augment``; see `cifar_dist.data.transforms`."""
+
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "adamw": "cifar_dist.training.optim:adamw",
+        "sgd": "cifar_dist.training.optim:sgd",
+    },
+)
+"""By ``--optimizer``; see `cifar_dist.training.optim`."""
+
+SCHEDULES = Registry(
+    "schedule",
+    {
+        "steplr": "cifar_dist.training.optim:StepLR",
+        "onecycle": "cifar_dist.training.optim:OneCycle",
+    },
+)
+"""By ``--schedule``; see `cifar_dist.training.optim`."""
+
+LOGGERS = Registry(
+    "logger",
+    {
+        "tensorboard": "cifar_dist.training.trackers:tensorboard",
+        "wandb": "cifar_dist.training.trackers:wandb",
+        "mlflow": "cifar_dist.training.trackers:mlflow",
+    },
+)
+"""By ``--logger``, beside ``none``; see `cifar_dist.training.trackers`."""
