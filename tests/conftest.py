@@ -14,12 +14,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.processes import end_marked, mark_own
+
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 """Of commands that tests start: packages may have been installed into a folder that it names."""
 
+_MARK = mark_own()
+
 # Tests start their own Ray, and never join one that somebody else runs on the machine.
 os.environ["RAY_ADDRESS"] = "local"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_left_behind() -> Iterator[None]:
+    """End what tests have started, failed ones too, and fail where there was anything to end."""
+    yield
+    if left := end_marked(_MARK):
+        lines = [f"{pid} {command[:150]}" for pid, command in sorted(left.items())]
+        pytest.fail("\n".join(["processes that tests left behind, now killed:", *lines]))
 
 
 @pytest.fixture(scope="session", autouse=True)

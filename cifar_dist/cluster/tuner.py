@@ -293,6 +293,10 @@ def run_trials(
             delete_folder(directory.path / RAY_FOLDER)
     if running.error is not None:
         raise RunFailed("".join(traceback.format_exception(running.error)).strip())
+    # A trial may reach its last epoch before the results come in that stop it at a rung: then its
+    # own folder says that it was completed.
+    for number in numbers:
+        tidy(directory, trial_table, number)
 
 
 def _follow(

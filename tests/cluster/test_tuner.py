@@ -77,6 +77,11 @@ def test_how_fast_trials_run_and_how_many_at_a_time_changes_nothing(
 ) -> None:
     others = search_small(tmp_path, training=trials.uneven_curve, num_samples=10, max_concurrent=3)
     pd.testing.assert_frame_equal(results(others), results(undisturbed))
+    # Some had reached their last epoch before what stops them was known.
+    folders = [others.directory.trial(number) for number in range(len(others.table))]
+    said = [folder.read_summary()["status"] for folder in folders]
+    assert said == list(others.table["status"])
+    assert not any(folder.checkpoints.exists() for folder in folders)
 
 
 def test_a_trials_failure_is_its_row_and_the_search_goes_on(tmp_path: Path) -> None:
