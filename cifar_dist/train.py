@@ -18,6 +18,7 @@ from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
 from cifar_dist.events import Event, Listener, Order, ignore
 from cifar_dist.model.resnet import check_starting_weights
+from cifar_dist.registry import SCHEDULES
 from cifar_dist.reports.attempt import leave_report
 from cifar_dist.runs.commit import git_commit
 from cifar_dist.runs.directory import RunDirectory
@@ -196,7 +197,7 @@ def _results(trained: Trained, config: TrainConfig) -> list[str]:
 def _next_command(config: TrainConfig, run: RunDirectory, more: str) -> str:
     if config.dataset == "digits":
         return f"{COMMAND} --num-workers {config.num_workers} --max-epochs 3"
-    if config.schedule == "steplr":
+    if not SCHEDULES.about(config.schedule).needs_horizon:
         return resume_command(COMMAND, run.name, config.storage_path, "--max-epochs", more)
     return f"{COMMAND} --config {shown(run.config_file)} --seed {config.seed + 1}"
 

@@ -140,7 +140,7 @@ def fit(
         callbacks=callbacks,
         use_distributed_sampler=False,  # the data module shards, and counts each image once
         num_sanity_val_steps=0,
-        logger=(make_logger(config, run) if rank == 0 else None) or False,
+        logger=(make_logger(config.logger, run) if rank == 0 else None) or False,
         enable_progress_bar=False,
         enable_model_summary=False,
         profiler=NoProfiler(),

@@ -230,8 +230,11 @@ def _make_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Give each weight a momentum of zero, which the first update turns into its gradient.
 
     torch's fused SGD allocates momentum at its first step and fills it in the update: were that
-    one skipped, later steps would go on from whatever was in that memory.
+    one skipped, later steps would continue from whatever was in that memory. Other optimizers make
+    their state as a whole, and would find it begun.
     """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
     for group in optimizer.param_groups:
         for weight in group["params"]:
             state = optimizer.state[weight]
