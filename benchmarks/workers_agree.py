@@ -36,7 +36,7 @@ def one_rank(rank: int, world_size: int, folder: str, settings: dict[str, Any]) 
     from cifar_dist.model.resnet import resnet18
     from cifar_dist.model.seeding import set_seed
     from cifar_dist.model.synchronized import synchronize
-    from cifar_dist.training.callbacks import weights_as_bytes
+    from cifar_dist.training.weights import weights_as_bytes
 
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", world_size)

@@ -66,6 +66,16 @@ class Schedule(Entry):
     """Whether its rate first rises, for ``--warmup-epochs``."""
 
 
+@dataclass(frozen=True)
+class Column(Entry):
+    """A column of ``metrics.csv``, and how it is read back and compared."""
+
+    whole: bool = False
+    """Whether its numbers are whole."""
+    timing: bool = False
+    """Whether it differs between two runs of the same settings."""
+
+
 E = TypeVar("E", bound=Entry)
 
 
@@ -144,3 +154,22 @@ LOGGERS = Registry(
     },
 )
 """By ``--logger``, beside ``none``; see `cifar_dist.training.trackers`."""
+
+COLUMNS = DescribedRegistry(
+    "metric",
+    Column,
+    {
+        "epoch": Column("cifar_dist.training.columns:epoch", whole=True),
+        "step": Column("cifar_dist.training.columns:step", whole=True),
+        "samples": Column("cifar_dist.training.columns:samples", whole=True),
+        "world_size": Column("cifar_dist.training.columns:world_size", whole=True),
+        "lr": Column("cifar_dist.training.columns:lr"),
+        "train_loss": Column("cifar_dist.training.columns:train_loss"),
+        "train_accuracy": Column("cifar_dist.training.columns:train_accuracy"),
+        "val_loss": Column("cifar_dist.training.columns:val_loss"),
+        "val_accuracy": Column("cifar_dist.training.columns:val_accuracy"),
+        "images_per_second": Column("cifar_dist.training.columns:images_per_second", timing=True),
+        "seconds": Column("cifar_dist.training.columns:seconds", timing=True),
+    },
+)
+"""The columns of ``metrics.csv``, in their order; see `cifar_dist.training.columns`."""

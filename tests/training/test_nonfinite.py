@@ -17,7 +17,7 @@ import torch
 
 from cifar_dist.errors import Diverged, Interrupted
 from cifar_dist.runs.directory import RunDirectory
-from cifar_dist.training import callbacks
+from cifar_dist.training import checkpointing
 from cifar_dist.training.checkpoints import read_checkpoint
 from cifar_dist.training.nonfinite import SkipNonFinite
 from cifar_dist.training.reading import Reading
@@ -64,13 +64,13 @@ def test_the_run_stops_at_that_step_and_names_the_last_good_checkpoint(
 def test_a_checkpoint_that_is_still_being_written_is_the_one_that_is_named(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    as_bytes = callbacks.checkpoint_as_bytes
+    as_bytes = checkpointing.checkpoint_as_bytes
 
     def slow(content: dict) -> bytes:
         time.sleep(0.5)
         return as_bytes(content)
 
-    monkeypatch.setattr(callbacks, "checkpoint_as_bytes", slow)
+    monkeypatch.setattr(checkpointing, "checkpoint_as_bytes", slow)
     break_at(monkeypatch, 4)
     with pytest.raises(Diverged, match=r"the last good checkpoint is \S+epoch-0001-step-0004.ckpt"):
         train_few(tmp_path, "broken", checkpoint_every="4s")

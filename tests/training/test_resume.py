@@ -173,7 +173,7 @@ def test_a_bad_checkpoint_is_reported_and_the_one_before_it_used(
     assert len(warnings) == 1
 
     assert re.search(said, warnings[0])
-    assert f"going on from {before.name}" in warnings[0]
+    assert f"resuming from {before.name}" in warnings[0]
     assert newest.with_name(f"{newest.name}.rejected").read_bytes() == bad  # nothing is lost
     assert not (tmp_path / "made by code").exists()
     same(resumed, undisturbed)
@@ -189,7 +189,7 @@ def test_checkpoints_of_another_order_of_images_are_used_at_an_epochs_end_only(
     for file in (within, at_end):  # as version 0.1.0 wrote them, which does not name its order
         content = read_checkpoint(file)
         del content["cifar_dist"]["order_version"]
-        for rank in content["callbacks"]["Record"]["ranks"]:
+        for rank in content["callbacks"]["RunCheckpointer"]["ranks"]:
             rank["totals"] = {"loss.sum_value": torch.zeros(())}
         file.write_bytes(checkpoint_as_bytes(content))
     heard: list[dict] = []
@@ -199,6 +199,30 @@ def test_checkpoints_of_another_order_of_images_are_used_at_an_epochs_end_only(
     assert f"checkpoint {at_end.name} is of a version with another order of images" in first
     assert f"{within.name} was saved within an epoch by a version with another order" in second
     assert [row["epoch"] for row in resumed.run.read_metrics()] == [1, 2, 3]
+
+
+def test_a_checkpoint_with_one_record_for_history_and_ranks_resumes_to_the_bit(
+    train_few: TrainFew, undisturbed: Trained, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        train_few(tmp_path, "old", SignalAt(2, 4))
+    run = RunDirectory.at(str(tmp_path), "old")
+    for file in run.checkpoints_newest_first():  # as versions did whose callback was one
+        content = read_checkpoint(file)
+        callbacks = content["callbacks"]
+        history, checkpointer = callbacks.pop("MetricsHistory"), callbacks.pop("RunCheckpointer")
+        callbacks["Record"] = {
+            "history": history["history"],
+            "best_epoch": history["best_epoch"],
+            "best_sha256": checkpointer["best_sha256"],
+            "ranks": checkpointer["ranks"],
+            "seconds": history["seconds"],
+        }
+        file.write_bytes(checkpoint_as_bytes(content))
+    same(train_few(tmp_path, "old", resume=True), undisturbed)
+    written = torch.load(run.checkpoint(3), weights_only=True)["callbacks"]
+    assert "Record" not in written
+    assert written["RunCheckpointer"].keys() == {"best_sha256", "ranks"}
 
 
 def test_where_no_checkpoint_can_be_used_nothing_is_touched(
