@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.datamodule import PADDING
-from cifar_dist.events import Listener
+from cifar_dist.events import Listener, StepDone
 from cifar_dist.inference.predictions import Predictions
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.runs.directory import RunDirectory
@@ -110,7 +111,7 @@ class StepEvents(Callback):
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
         self._last = self._started = 0.0
-        self._under_way: tuple[dict[str, Any], Reading] | None = None
+        self._under_way: tuple[functools.partial[StepDone], Reading] | None = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = self._last = time.perf_counter()
@@ -129,12 +130,12 @@ class StepEvents(Callback):
             assert isinstance(pl_module, Classifier)
             done = batch_idx + 1
             scale = batch.global_size / trainer.world_size / len(batch.labels)
-            event = {
-                "kind": "step",
-                "epoch": trainer.current_epoch + 1,
-                "step": done,
-                "images_per_second": done * pl_module.config.batch_size / (now - self._started),
-            }
+            event = functools.partial(
+                StepDone,
+                epoch=trainer.current_epoch + 1,
+                step=done,
+                images_per_second=done * pl_module.config.batch_size / (now - self._started),
+            )
             loss = outputs["loss"].double() * scale
             running = pl_module.totals_of("train").running()
             self._under_way = event, Reading(torch.stack([loss, running]))
@@ -142,4 +143,4 @@ class StepEvents(Callback):
         if self._under_way is not None and self._under_way[1].arrived:
             (event, reading), self._under_way = self._under_way, None
             loss_here, accuracy = reading.values()
-            self.listener({**event, "loss": loss_here, "accuracy": accuracy})
+            self.listener(event(loss=loss_here, accuracy=accuracy))

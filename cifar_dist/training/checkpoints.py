@@ -16,7 +16,7 @@ from torch import Tensor
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.order import ORDER_VERSION
 from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.events import Listener
+from cifar_dist.events import Listener, Warned
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import AnyPath, at
 from cifar_dist.training.writer import Snapshot
@@ -178,15 +178,14 @@ class Checkpoints(CheckpointIO):
                     f"checkpoint {file.name} is of a version with another order of images: the run "
                     "continues, but not to the bits of one that this version trained throughout"
                 )
-                listener({"kind": "warning", "message": message})
+                listener(Warned(message))
             for rejected, why in bad:
                 kept = run.reject_checkpoint(rejected)
                 listener(
-                    {
-                        "kind": "warning",
-                        "message": f"checkpoint {rejected.name} {why}; kept as {kept.name}, "
-                        f"resuming from {file.name}",
-                    }
+                    Warned(
+                        f"checkpoint {rejected.name} {why}; kept as {kept.name}, "
+                        f"resuming from {file.name}"
+                    )
                 )
             self._read = (str(file), content)
             return file

@@ -25,7 +25,7 @@ from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.datamodule import ImageDataModule
 from cifar_dist.errors import UserError
-from cifar_dist.events import Ask, Listener, go_on, ignore
+from cifar_dist.events import Ask, EpochDone, Listener, Started, go_on, ignore
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.model.resnet import resnet18
 from cifar_dist.model.seeding import nondeterminism_reported, set_seed
@@ -94,7 +94,7 @@ def fit(
     if rank == 0:
         run.write_environment(_environment(dataset, launched or {}))
     found = parts.find_checkpoint(run, rank, heard)
-    heard({"kind": "start", "world_size": parts.trainer.world_size, "checkpoint": found})
+    heard(Started(parts.trainer.world_size, found))
     undetermined = functools.partial(nondeterminism_reported, heard, set())
     with freed_memory_kept(), parts.writer, undetermined():
         parts.trainer.fit(parts.module, parts.images, ckpt_path=found, weights_only=True)
@@ -257,7 +257,7 @@ def _tested(parts: _Parts, run: RunDirectory, dataset: CachedDataset) -> dict[st
 
 def _reporting(listener: Listener, report: Report) -> Report:
     def report_row(row: dict[str, Any]) -> None:
-        listener({"kind": "epoch", **row})
+        listener(EpochDone(row))
         report(row)
 
     return report_row

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from cifar_dist.errors import Diverged, RunFailed
-from cifar_dist.events import Listener, ignore
+from cifar_dist.events import Listener, Warned, ignore
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.training.reading import Reading
@@ -114,7 +114,7 @@ class SkipNonFinite(Callback):
     fused optimizers read themselves, and is added up there.
 
     Args:
-        listener: told at each epoch's end of what was skipped in it.
+        listener: notified at each epoch's end of what was skipped in it.
         skip_losses: whether a loss that is not finite is skipped, not the end of the run.
     """
 
@@ -208,7 +208,7 @@ class SkipNonFinite(Callback):
             message = (
                 f"epoch {trainer.current_epoch + 1}: {new} updates skipped, their {what} not finite"
             )
-            self.listener({"kind": "warning", "message": message})
+            self.listener(Warned(message))
 
     def active(self, trainer: pl.Trainer) -> bool:
         """Return whether a step may be skipped; where not, this callback has no use."""

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from cifar_dist.errors import Diverged, Interrupted
+from cifar_dist.events import Event, Warned
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.training import checkpointing
 from cifar_dist.training.checkpoints import read_checkpoint
@@ -146,14 +147,14 @@ def test_an_epoch_without_any_finite_loss_is_said_and_gone_on_from(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_at(monkeypatch, *range(STEPS - 2, 2 * STEPS))
-    heard: list[dict] = []
+    heard: list[Event] = []
     trained = train_few(tmp_path, "skipping", heard.append, on_nonfinite="skip")
     rows = trained.run.read_metrics()
     assert [row["samples"] for row in rows] == [96, 96, 240]
     assert math.isnan(rows[1]["train_loss"])
     assert math.isfinite(rows[2]["train_loss"])
     assert trained.summary["skipped_updates"] == STEPS + 2
-    assert [event["message"] for event in heard if event["kind"] == "warning"] == [
+    assert [event.message for event in heard if isinstance(event, Warned)] == [
         "epoch 1: 2 updates skipped, their loss not finite",
         "epoch 2: 6 updates skipped, their loss not finite",
     ]
@@ -226,7 +227,7 @@ def test_what_a_gradient_scaler_skips_is_undone_and_counted(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_nonfinite: str
 ) -> None:
     break_at(monkeypatch, 0, STEPS + 2)
-    heard: list[dict] = []
+    heard: list[Event] = []
     with small_network(Overflowing), half_on_cpu(8.0) as scaler:
         trained = train_few(
             tmp_path, "scaled", heard.append, on_nonfinite=on_nonfinite, max_epochs=2
@@ -240,7 +241,7 @@ def test_what_a_gradient_scaler_skips_is_undone_and_counted(
         assert torch.equal(seen[1][name], seen[0][name]), name
         assert torch.equal(seen[STEPS + 3][name], seen[STEPS + 2][name]), name
     assert not torch.equal(seen[2]["conv1.weight"], seen[1]["conv1.weight"])
-    assert [event["message"] for event in heard if event["kind"] == "warning"] == [
+    assert [event.message for event in heard if isinstance(event, Warned)] == [
         "epoch 1: 1 updates skipped, their loss or a gradient not finite",
         "epoch 2: 1 updates skipped, their loss or a gradient not finite",
     ]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cifar_dist.errors import Interrupted, RunFailed
+from cifar_dist.events import Event, StepDone
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.training import checkpointing
 from cifar_dist.training.checkpoints import read_checkpoint
@@ -43,7 +44,7 @@ def test_what_a_job_raises_is_raised_by_the_next_and_once() -> None:
     with BackgroundWriter() as writer:
         writer.submit(fail)
         with pytest.raises(RunFailed, match="no room"):
-            writer.submit(lambda: pytest.fail("started behind one that failed"))
+            writer.submit(lambda: pytest.fail("started after one that failed"))
         writer.wait()
 
 
@@ -103,9 +104,9 @@ def test_training_continues_while_a_checkpoint_is_written(
 
     monkeypatch.setattr(checkpointing, "checkpoint_as_bytes", slow)
 
-    def listen(event: dict) -> None:
+    def listen(event: Event) -> None:
         # The second epoch's third step comes while the first epoch's checkpoint is written.
-        if event["kind"] == "step" and (event["epoch"], event["step"]) == (2, 3):
+        if isinstance(event, StepDone) and (event.epoch, event.step) == (2, 3):
             went_on.set()
 
     trained = train_few(tmp_path, "beside", listen)
@@ -130,10 +131,10 @@ def test_a_checkpoint_holds_the_step_that_it_is_named_after(
             steps.acquire(timeout=1)
         return as_bytes(content)
 
-    def die(event: dict) -> None:
-        if event["kind"] == "step":
+    def die(event: Event) -> None:
+        if isinstance(event, StepDone):
             steps.release()
-            if (event["epoch"], event["step"]) == (2, 5):
+            if (event.epoch, event.step) == (2, 5):
                 raise Interrupted
 
     monkeypatch.setattr(checkpointing, "checkpoint_as_bytes", late)
