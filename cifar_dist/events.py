@@ -1,4 +1,4 @@
-"""What happens in a run or a search, for whoever listens.
+"""What happens in a run or a search, as typed events.
 
 A run sends `Plan`, `Waiting`, `Started`, `WorkersLost`, `Warned`, `StepDone` and `EpochDone`; a
 search sends `SearchPlan`, `Waiting`, `Warned` and `TrialUpdated`. `WorkerRaised` and `Fatal` go

@@ -71,8 +71,8 @@ class StopOnNonFinite(Callback):
                 raise Diverged(self._message(f"the loss is {loss} at {where}"))
 
     def _message(self, what: str) -> str:
-        # The last good checkpoint may still be on its way to the disk. One that cannot be written
-        # is none, and a second error.
+        # The last good checkpoint may still be on its way to the disk. That it cannot be written
+        # would be a second error: an older one is named then.
         with contextlib.suppress(RunFailed):
             self.writer.wait()
         checkpoints = self.run.checkpoints_newest_first()
@@ -110,7 +110,7 @@ class SkipNonFinite(Callback):
     not finite gives gradients that are not. They stay for the scaler to find: it raises where
     there are none.
 
-    Nothing here waits for the device within an epoch: what was found stays there as a number that
+    Nothing here waits for the device within an epoch: what was found stays there as a number, which
     fused optimizers read themselves, and is added up there.
 
     Args:
@@ -220,7 +220,7 @@ def _scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
 
 
 def _scale_of(scaler: torch.amp.GradScaler, device: torch.device) -> Tensor:
-    """A copy of the scale, on the device; `GradScaler.get_scale` would wait for it."""
+    """Return a copy of the scale, on the device; `GradScaler.get_scale` would wait for it."""
     if scaler._scale is None:  # it makes it at the first step
         return torch.full((), scaler.get_scale(), device=device)
     return scaler._scale.clone()
@@ -245,8 +245,10 @@ def _make_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _moving(module: pl.LightningModule) -> list[list[Tensor]]:
-    """What a forward pass changes, by type of number: statistics of batch normalisation, and what
-    was counted."""
+    """Return what a forward pass changes, by type of number.
+
+    That is the statistics of batch normalisation, and what was counted.
+    """
     assert isinstance(module, Classifier)
     groups: dict[torch.dtype, list[Tensor]] = {}
     for each in (*module.network.buffers(), *module.totals_of("train").state().values()):
@@ -255,5 +257,5 @@ def _moving(module: pl.LightningModule) -> list[list[Tensor]]:
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    """A copy in one piece: one operation in place of one for each."""
+    """Return a copy in one piece: one operation in place of one for each."""
     return torch.cat([each.detach().reshape(-1) for each in tensors])

@@ -254,10 +254,8 @@ class _Happening:
             since = now - killed
             if event["kind"] == "Warned" and "is about to go" in event["message"]:
                 fault.warned = fault.warned or self._leaving is not None
-            if event["kind"] in (
-                "WorkersLost",
-                "Plan",
-            ):  # a driver's successor begins with its plan
+            # A driver's successor begins with its plan.
+            if event["kind"] in ("WorkersLost", "Plan"):
                 fault.detected = fault.detected or since
             elif event["kind"] == "Started":
                 fault.detected = fault.detected or since
@@ -269,7 +267,7 @@ class _Happening:
 
 
 def _position(event: dict[str, Any], before: int) -> int:
-    """The step (of the run, 0-based) that an event tells of."""
+    """Return the step (of the run, 0-based) that an event is about."""
     if event["kind"] == "StepDone":
         return (event["epoch"] - 1) * STEPS + event["step"] - 1
     if event["kind"] == "EpochDone":

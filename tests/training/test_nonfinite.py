@@ -1,4 +1,4 @@
-"""A loss that is no longer finite: the run stops at that step, or goes on without it."""
+"""A loss that is no longer finite: the run stops at that step, or the step is skipped."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_on_a_gpu_the_same_step_is_named(
         train_few(tmp_path, "broken", use_gpu=True)
 
 
-def test_skipping_leaves_out_the_update_and_the_statistics(
+def test_skipping_omits_the_update_and_the_statistics(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_at(monkeypatch, 2, STEPS + 1)
@@ -143,7 +143,7 @@ def test_skipped_updates_are_counted_over_a_resume(
     assert resumed.summary["skipped_updates"] == 2
 
 
-def test_an_epoch_without_any_finite_loss_is_said_and_gone_on_from(
+def test_an_epoch_without_any_finite_loss_is_reported_and_the_run_continues(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_at(monkeypatch, *range(STEPS - 2, 2 * STEPS))
