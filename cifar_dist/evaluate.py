@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Listener, ignore
 from cifar_dist.inference.lookup import run_of, trained_config, weights_file
 from cifar_dist.storage import AnyPath, as_json, at, delete_folder, write_atomically
-from cifar_dist.terminal.hints import shown
+from cifar_dist.terminal.hints import message_to_stderr, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -202,7 +201,7 @@ def main(words: list[str]) -> None:
     """Parse, evaluate, and print what came of it."""
     config = parse_evaluate(words)
     try:
-        evaluated = evaluate(config, lambda event: print(event["message"], file=sys.stderr))
+        evaluated = evaluate(config, message_to_stderr)
     except (UserError, RunFailed):
         raise
     except Exception:

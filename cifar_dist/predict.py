@@ -18,6 +18,7 @@ from cifar_dist.config.model import PredictConfig
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, ignore
 from cifar_dist.inference.model import model_of
+from cifar_dist.terminal.hints import message_to_stderr
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +136,7 @@ def main(words: list[str]) -> None:
     """Parse, predict, print a line an image, and to standard error what goes wrong and how fast."""
     config = parse_predict(words)
     done = wrong = 0
-    predictions = predict(config, lambda event: print(event["message"], file=sys.stderr))
+    predictions = predict(config, message_to_stderr)
     began = time.monotonic()
     for prediction in predictions:
         if prediction.error is not None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 
 class Registry(Mapping[str, Any]):
@@ -47,6 +48,61 @@ class Registry(Mapping[str, Any]):
         return len(self._places)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """Where an object is; subclasses add what must be known of it without loading it."""
+
+    place: str = ""
+    """``module:attribute``"""
+
+
+@dataclass(frozen=True)
+class Schedule(Entry):
+    """A schedule, and which other settings concern it."""
+
+    needs_horizon: bool = False
+    """Whether its rates depend on ``--max-epochs``, which a resumed run must then keep."""
+    has_warmup: bool = False
+    """Whether its rate first rises, for ``--warmup-epochs``."""
+
+
+@dataclass(frozen=True)
+class Column(Entry):
+    """A column of ``metrics.csv``, and how it is read back and compared."""
+
+    whole: bool = False
+    """Whether its numbers are whole."""
+    timing: bool = False
+    """Whether it differs between two runs of the same settings."""
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class DescribedRegistry(Registry, Generic[E]):
+    """A registry that also holds facts about its objects, which are known without loading them.
+
+    Args:
+        kind: what they are, for messages.
+        described: the type of the entries.
+        entries: place and facts by name.
+    """
+
+    def __init__(self, kind: str, described: type[E], entries: Mapping[str, E]) -> None:
+        super().__init__(kind, {name: each.place for name, each in entries.items()})
+        self._described = described
+        self._entries = dict(entries)
+
+    def register(self, name: str, entry: Any, **facts: Any) -> None:
+        """Add an object as `Registry.register` does, with its facts."""
+        super().register(name, entry)
+        self._entries[name] = self._described(**facts)
+
+    def about(self, name: str) -> E:
+        """Return the facts about an object."""
+        return self._entries[name]
+
+
 DATASETS = Registry(
     "data set",
     {
@@ -71,20 +127,23 @@ AUGMENTATIONS = Registry(
 OPTIMIZERS = Registry(
     "optimizer",
     {
-        "adamw": "cifar_dist.training.optim:adamw",
-        "sgd": "cifar_dist.training.optim:sgd",
+        "adamw": "cifar_dist.model.optim:adamw",
+        "sgd": "cifar_dist.model.optim:sgd",
     },
 )
-"""By ``--optimizer``; see `cifar_dist.training.optim`."""
+"""By ``--optimizer``; see `cifar_dist.model.optim`."""
 
-SCHEDULES = Registry(
+SCHEDULES = DescribedRegistry(
     "schedule",
+    Schedule,
     {
-        "steplr": "cifar_dist.training.optim:StepLR",
-        "onecycle": "cifar_dist.training.optim:OneCycle",
+        "steplr": Schedule("cifar_dist.model.optim:StepLR"),
+        "onecycle": Schedule(
+            "cifar_dist.model.optim:OneCycle", needs_horizon=True, has_warmup=True
+        ),
     },
 )
-"""By ``--schedule``; see `cifar_dist.training.optim`."""
+"""By ``--schedule``; see `cifar_dist.model.optim`."""
 
 LOGGERS = Registry(
     "logger",
@@ -95,3 +154,22 @@ LOGGERS = Registry(
     },
 )
 """By ``--logger``, beside ``none``; see `cifar_dist.training.trackers`."""
+
+COLUMNS = DescribedRegistry(
+    "metric",
+    Column,
+    {
+        "epoch": Column("cifar_dist.training.columns:epoch", whole=True),
+        "step": Column("cifar_dist.training.columns:step", whole=True),
+        "samples": Column("cifar_dist.training.columns:samples", whole=True),
+        "world_size": Column("cifar_dist.training.columns:world_size", whole=True),
+        "lr": Column("cifar_dist.training.columns:lr"),
+        "train_loss": Column("cifar_dist.training.columns:train_loss"),
+        "train_accuracy": Column("cifar_dist.training.columns:train_accuracy"),
+        "val_loss": Column("cifar_dist.training.columns:val_loss"),
+        "val_accuracy": Column("cifar_dist.training.columns:val_accuracy"),
+        "images_per_second": Column("cifar_dist.training.columns:images_per_second", timing=True),
+        "seconds": Column("cifar_dist.training.columns:seconds", timing=True),
+    },
+)
+"""The columns of ``metrics.csv``, in their order; see `cifar_dist.training.columns`."""

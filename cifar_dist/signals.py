@@ -29,7 +29,7 @@ def interruption_noted(listener: Listener) -> Iterator[Callable[[], bool]]:
     """While this lasts, the first SIGINT or SIGTERM is only noted; the second is `Interrupted`.
 
     Args:
-        listener: told of the first.
+        listener: notified of the first.
 
     Yields:
         A function that says whether there was one.

@@ -16,8 +16,9 @@ from cifar_dist import __version__
 from cifar_dist.cli import parse_train, run_command
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
-from cifar_dist.events import Event, Listener, Order, ignore
+from cifar_dist.events import Listener, Order, Plan, RestartCounter, ignore
 from cifar_dist.model.resnet import check_starting_weights
+from cifar_dist.registry import SCHEDULES
 from cifar_dist.reports.attempt import leave_report
 from cifar_dist.runs.commit import git_commit
 from cifar_dist.runs.directory import RunDirectory
@@ -45,7 +46,7 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
 
     Args:
         config: the run. With ``num_workers=0`` it is trained in this process without Ray.
-        listener: told of progress, in this thread; see `cifar_dist.events`.
+        listener: notified of progress, in this thread; see `cifar_dist.events`.
         command: what was typed, for ``environment.json``.
 
     Raises:
@@ -54,18 +55,11 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
         Interrupted: the process was asked to stop; what is needed to go on is saved.
     """
     began = time.monotonic()
-    seen = {"start": 0, "lost": 0}
-
-    def count(event: Event) -> None:
-        if event["kind"] in seen:
-            seen[event["kind"]] += 1
-        listener(event)
+    counter = RestartCounter(listener)
 
     def summarise(status: str, outcome: Outcome | None = None) -> dict[str, Any]:
         seconds = time.monotonic() - began
-        # Workers may be lost before they have started, and be replaced without having been lost.
-        restarts = max(seen["start"] - 1, seen["lost"], 0)
-        return run.write_summary(config.dataset, status, outcome, restarts, seconds)
+        return run.write_summary(config.dataset, status, outcome, counter.restarts, seconds)
 
     config = with_absolute_paths(config)
     run = RunDirectory.existing(config) if config.resume else RunDirectory.create(config)
@@ -73,7 +67,7 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
         run.write_config(config)
     go_on = f"to go on: {resume_command(COMMAND, run.name, config.storage_path)}"
     try:
-        outcome = _run(config, run, count, {"command": command, "git_commit": git_commit()})
+        outcome = _run(config, run, counter, {"command": command, "git_commit": git_commit()})
     except UserError:
         if not config.resume:
             run.discard()
@@ -96,7 +90,7 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
 
 
 def _run(
-    config: TrainConfig, run: RunDirectory, listener: Listener, launched: dict[str, Any]
+    config: TrainConfig, run: RunDirectory, listener: RestartCounter, launched: dict[str, Any]
 ) -> Outcome:
     """Check what can be checked here, then train here or on a cluster."""
     from cifar_dist.data.cache import CachedDataset, prepare
@@ -151,17 +145,16 @@ def _run(
         return outcome
 
 
-def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> Event:
+def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> Plan:
     steps = dataset.steps_per_epoch(config.batch_size)
     device = "GPU" if config.use_gpu else "CPU"
     each = config.gpus_per_worker if config.use_gpu else config.cpus_per_worker
     on_gpu = f", {_arithmetic(config)}" if config.use_gpu else ""
     workers = f"{config.num_workers} workers x {each:g} {device} on " if config.max_workers else ""
-    return {
-        "kind": "plan",
-        "max_epochs": config.max_epochs,
-        "steps_per_epoch": steps,
-        "lines": [
+    return Plan(
+        config.max_epochs,
+        steps,
+        lines=[
             f"cifar_dist {__version__}: ResNet-18 on {config.dataset} "
             f"({dataset.train_images:,} training, {dataset.validation_images:,} validation, "
             f"{dataset.test_images:,} test images)",
@@ -169,7 +162,7 @@ def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> E
             f"batch size {config.batch_size}, {config.optimizer}, lr {config.lr:g}{on_gpu}",
             f"run {shown(run.path)}",
         ],
-    }
+    )
 
 
 def _arithmetic(config: TrainConfig) -> str:
@@ -196,7 +189,7 @@ def _results(trained: Trained, config: TrainConfig) -> list[str]:
 def _next_command(config: TrainConfig, run: RunDirectory, more: str) -> str:
     if config.dataset == "digits":
         return f"{COMMAND} --num-workers {config.num_workers} --max-epochs 3"
-    if config.schedule == "steplr":
+    if not SCHEDULES.about(config.schedule).needs_horizon:
         return resume_command(COMMAND, run.name, config.storage_path, "--max-epochs", more)
     return f"{COMMAND} --config {shown(run.config_file)} --seed {config.seed + 1}"
 

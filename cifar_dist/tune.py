@@ -16,7 +16,7 @@ from cifar_dist.config.files import read_settings
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
-from cifar_dist.events import Event, Listener, ignore
+from cifar_dist.events import Listener, SearchPlan, ignore
 from cifar_dist.model.resnet import check_starting_weights
 from cifar_dist.reports.attempt import leave_report
 from cifar_dist.runs.commit import git_commit
@@ -66,7 +66,7 @@ def search(
 
     Args:
         config: the search.
-        listener: told of progress, in this thread; see `cifar_dist.events`.
+        listener: notified of progress, in this thread; see `cifar_dist.events`.
         command: what was typed, for the trials' ``environment.json``.
         training: what a trial of one worker does instead of training; for measurements and tests.
 
@@ -234,7 +234,7 @@ def _plan(
     where: str,
     left: int,
     slots: int,
-) -> Event:
+) -> SearchPlan:
     base = config.trial_base
     trials = config.num_samples if config.search == "optuna" else len(trial_table.numbers())
     device, each = (
@@ -248,14 +248,13 @@ def _plan(
         else "no early stopping"
     )
     again = f", {left} of them left" if left < trials else ""
-    return {
-        "kind": "plan",
-        "max_epochs": base.max_epochs,
-        "trials": trials,
-        "finished": trials - left,
-        "metric": config.metric,
-        "mode": config.mode,
-        "lines": [
+    return SearchPlan(
+        max_epochs=base.max_epochs,
+        trials=trials,
+        finished=trials - left,
+        metric=config.metric,
+        mode=config.mode,
+        lines=[
             f"cifar_dist {__version__}: search of {', '.join(trial_table.space.domains)} "
             f"({config.search}) on {base.dataset} ({dataset.train_images:,} training, "
             f"{dataset.validation_images:,} validation images)",
@@ -263,7 +262,7 @@ def _plan(
             f"each) on {where}; at most {base.max_epochs} epochs, {asha}, by {config.metric}",
             f"search {shown(directory.path)}",
         ],
-    }
+    )
 
 
 def _results(searched: Searched, config: TuneConfig) -> list[str]:

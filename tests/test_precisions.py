@@ -16,6 +16,7 @@ from cifar_dist.config.model import EvaluateConfig, ExportConfig, PredictConfig
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.evaluate import evaluate
+from cifar_dist.events import Warned
 from cifar_dist.export import export
 from cifar_dist.inference.lookup import NO_HALF_ON_CPU
 from cifar_dist.inference.model import model_of
@@ -129,7 +130,7 @@ def test_a_model_of_float16_is_evaluated_in_float32_where_no_gpu_is_used(
     found = evaluate(EvaluateConfig(model=str(half.path)), heard.append)
     assert found.scores.accuracy == trained.summary["test_accuracy"]
     assert found.scores.loss == pytest.approx(trained.summary["test_loss"], rel=1e-5)
-    assert heard == [{"kind": "warning", "message": NO_HALF_ON_CPU}]
+    assert heard == [Warned(NO_HALF_ON_CPU)]
 
 
 def test_predict_says_in_one_line_that_it_computes_in_float32(

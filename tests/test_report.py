@@ -23,6 +23,7 @@ from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import make_tune_config
 from cifar_dist.data.sources import CIFAR10_CLASSES
 from cifar_dist.errors import UserError
+from cifar_dist.events import Event, Warned
 from cifar_dist.inference.predictions import Predictions
 from cifar_dist.report import report
 from cifar_dist.reports.attempt import leave_report
@@ -430,15 +431,15 @@ def test_test_images_are_left_alone_until_a_run_is_over(
 def test_a_report_that_fails_does_not_fail_the_run(
     trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[dict[str, Any]] = []
+    heard: list[Event] = []
     broken = RunDirectory(tmp_path / "real")
     shutil.copytree(trained.path, broken.path)
     broken.metrics_file.write_text("epoch\nno number\n")
     leave_report(broken, heard.append)
     (warning,) = heard
-    assert warning["kind"] == "warning"
-    assert warning["message"].startswith("no report.html: ")
-    assert "\n" not in warning["message"]
+    assert isinstance(warning, Warned)
+    assert warning.message.startswith("no report.html: ")
+    assert "\n" not in warning.message
 
 
 # --- the command -----------------------------------------------------------------------------

@@ -270,4 +270,4 @@ def test_the_plan_says_what_a_gpu_computes_in(
 ) -> None:
     dataset = prepare("cifar10", find_source("cifar10", str(few_digits)))
     plan = _plan(TrainConfig(**settings), RunDirectory(tmp_path), dataset, "here")
-    assert plan["lines"][1].endswith(said)
+    assert plan.lines[1].endswith(said)

@@ -23,7 +23,7 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
-from cifar_dist.events import Order
+from cifar_dist.events import Order, WorkersLost
 
 WAIT_FOR_NODES_S = 1
 SAVE_BEFORE_RESIZE_S = 60
@@ -48,7 +48,7 @@ class Watch(ControllerCallback):
             return
         if isinstance(current_state, RestartingState | ReschedulingState):
             error = current_state.training_failed_error
-            self._coordinator.put.remote({"kind": "lost", "message": in_one_line(error)})
+            self._coordinator.put.remote(WorkersLost(in_one_line(error)))
         elif isinstance(current_state, ResizingState):
             number = ray.get(self._coordinator.request.remote(Order.SAVE))
             # Too late is no failure: the workers go on from the checkpoint before.

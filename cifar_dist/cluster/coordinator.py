@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cifar_dist.events import Event, Order
+from cifar_dist.events import Event, Fatal, Order
 
 
 @dataclass
@@ -65,8 +65,8 @@ class Coordinator:
 
     async def put(self, event: Event) -> None:
         """Add an event."""
-        if event["kind"] == "hopeless":
-            self._hopeless = event["error"]
+        if isinstance(event, Fatal):
+            self._hopeless = event.error
         async with self._changed:
             self._events.append(event)
             self._changed.notify_all()

@@ -12,7 +12,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from cifar_dist.cluster.session import started_here
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.events import Listener
+from cifar_dist.events import Listener, Waiting
 
 Resources = dict[str, float]
 
@@ -76,11 +76,10 @@ def _wait_for(
 ) -> None:
     asked = f"{workers} x ({_in_words(each)})"
     listener(
-        {
-            "kind": "waiting",
-            "message": f"waiting for the cluster to grow: needs {asked}, has room for "
-            f"{room(each)}; at most {config.wait_for_resources} (--wait-for-resources)",
-        }
+        Waiting(
+            f"waiting for the cluster to grow: needs {asked}, has room for {room(each)}; "
+            f"at most {config.wait_for_resources} (--wait-for-resources)"
+        )
     )
     # Only what waits makes a cluster grow. It need not be kept: nodes stay a while when idle.
     reserved = placement_group([each] * workers, strategy="PACK")

@@ -35,7 +35,18 @@ from cifar_dist.cluster.session import ray_storage
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
-from cifar_dist.events import INTERRUPTED, Event, Listener, Order
+from cifar_dist.events import (
+    INTERRUPTED,
+    Event,
+    Fatal,
+    Listener,
+    Order,
+    RestartCounter,
+    Started,
+    Warned,
+    WorkerRaised,
+    WorkersLost,
+)
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.metrics import Outcome
 from cifar_dist.storage import AnyPath, delete_folder
@@ -135,9 +146,9 @@ def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
         outcome = None  # on every rank
     except Exception as error:
         rank = ray.train.get_context().get_world_rank()
-        event: Event = {"kind": "raised", "message": f"worker {rank}: {traceback.format_exc()}"}
+        event: Event = WorkerRaised(f"worker {rank}: {traceback.format_exc()}")
         if isinstance(error, UserError | RunFailed):
-            event = {"kind": "hopeless", "error": error}
+            event = Fatal(error)
         ray.get(work.coordinator.put.remote(event))  # waited for: this process may end next
         raise
     mark_ended_well()
@@ -149,7 +160,7 @@ def train_on_ray(
     run: RunDirectory,
     dataset_fingerprint: str,
     launched: Mapping[str, Any],
-    listener: Listener,
+    listener: RestartCounter,
     worker: Worker = train_worker,
     coordinator: Any = None,
 ) -> Outcome | None:
@@ -160,7 +171,8 @@ def train_on_ray(
         run: its directory, which all nodes see.
         dataset_fingerprint: of the data set that the driver decoded.
         launched: what the driver adds to ``environment.json``.
-        listener: told of progress, in the calling thread.
+        listener: notified of progress, in the calling thread; the losses that it counts are the
+            run's failures.
         worker: what each worker does.
         coordinator: of a trial, see `make_coordinator`.
 
@@ -180,23 +192,17 @@ def train_on_ray(
     for name, value in ray_settings(config).items():
         os.environ.setdefault(name, value)
     events = Events(coordinator)
-    lost = 0
-
-    def listen(event: Event) -> None:
-        nonlocal lost
-        lost += event["kind"] == "lost"
-        listener(event)
-
     while True:
-        attempt = _Attempt(work, worker, events, failures_left=config.max_failures - lost)
+        failures_left = config.max_failures - listener.losses
+        attempt = _Attempt(work, worker, events, failures_left)
         try:
-            return attempt.follow(listen)
+            return attempt.follow(listener)
         except RayActorError:
             # Ray Train's controller, which nobody else restarts.
-            if lost >= config.max_failures:
+            if listener.losses >= config.max_failures:
                 raise RunFailed("the process of Ray Train's controller died") from None
             attempt.clean_up()
-            listen({"kind": "lost", "message": "the process of Ray Train's controller died"})
+            listener(WorkersLost("the process of Ray Train's controller died"))
 
 
 def ray_settings(config: TrainConfig) -> dict[str, str]:
@@ -294,15 +300,17 @@ class _Attempt:
 
     def _pass_on(self, listener: Listener, last: bool) -> None:
         for event in self._events.take(last):
-            if event["kind"] == "hopeless":
-                raise event["error"]
-            if event["kind"] == "raised":
-                self._raised.append(event["message"])
-                continue
-            if event["kind"] == "start":
-                self._raised.clear()  # a restart mended it
-            if event["kind"] in ("start", "lost"):
-                self._training = event["kind"] == "start"
+            match event:
+                case Fatal(error):
+                    raise error
+                case WorkerRaised(message):
+                    self._raised.append(message)
+                    continue
+                case Started():
+                    self._raised.clear()  # a restart mended it
+                    self._training = True
+                case WorkersLost():
+                    self._training = False
             listener(event)
 
     def clean_up(self) -> None:
@@ -349,7 +357,7 @@ class _Notices:
             self._coordinator.request.remote(Order.SAVE)
             nodes = ", ".join(sorted(node[:8] for node in new))
             said = f"node {nodes} is about to go: saving a checkpoint"
-            self._listener({"kind": "warning", "message": said})
+            self._listener(Warned(said))
 
 
 def _backend(config: TrainConfig) -> str:

@@ -22,9 +22,9 @@ from ray import tune
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.events import Event
+from cifar_dist.events import EpochDone, Event, RestartCounter
 from cifar_dist.runs.directory import RunDirectory
-from cifar_dist.runs.metrics import METRICS, Outcome
+from cifar_dist.runs.metrics import Outcome
 from cifar_dist.search.directory import SearchDirectory
 
 POLL_S = 0.1
@@ -176,12 +176,12 @@ class SeveralWorkers(tune.Trainable):
 
         def train(work: TrialWork) -> Outcome:
             def listen(event: Event) -> None:
-                if event["kind"] == "epoch":
-                    work.report({name: event[name] for name in METRICS})
+                if isinstance(event, EpochDone):
+                    work.report(dict(event.row))
 
             outcome = train_on_ray(
-                work.config, work.run, work.dataset_fingerprint, work.launched, listen,
-                coordinator=self._coordinator,
+                work.config, work.run, work.dataset_fingerprint, work.launched,
+                RestartCounter(listen), coordinator=self._coordinator,
             )  # fmt: skip
             if outcome is None:
                 raise SystemExit("stopped by the scheduler")  # as Tune ends a function's thread

@@ -231,10 +231,11 @@ class TrainConfig:
     def _check_warmup(self) -> None:
         if self.warmup_epochs is None:
             return
-        if self.schedule != "onecycle":
+        if not SCHEDULES.about(self.schedule).has_warmup:
+            others = ", ".join(name for name in SCHEDULES if SCHEDULES.about(name).has_warmup)
             raise UserError(
                 f"--warmup-epochs {self.warmup_epochs:g}: --schedule {self.schedule} has no "
-                "warm-up; choose --schedule onecycle, or leave it out"
+                f"warm-up; choose another --schedule ({others}), or omit --warmup-epochs"
             )
         if self.warmup_epochs >= self.max_epochs:
             raise UserError(

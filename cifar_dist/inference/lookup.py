@@ -10,7 +10,7 @@ from cifar_dist.config.fields import flag
 from cifar_dist.config.model import ModelConfig
 from cifar_dist.config.train import TrainConfig, make_config
 from cifar_dist.errors import UserError
-from cifar_dist.events import Listener, ignore
+from cifar_dist.events import Listener, Warned, ignore
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import AnyPath, at
 
@@ -76,6 +76,6 @@ def trained_config(config: ModelConfig, listener: Listener = ignore, **here: Any
     on_gpu = given.get("use_gpu", trained.use_gpu)
     if trained.precision == "16-mixed" and not on_gpu and "precision" not in given:
         given["precision"] = "32"
-        listener({"kind": "warning", "message": NO_HALF_ON_CPU})
+        listener(Warned(NO_HALF_ON_CPU))
     given["batch_size"] = max(trained.batch_size, least)
     return dataclasses.replace(trained, **given)

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from cifar_dist.events import Listener
+from cifar_dist.events import Listener, Warned
 
 WARN_ONLY = True
 """Whether an operation that torch has no deterministic algorithm for is a warning, not an error."""
@@ -62,7 +62,7 @@ def set_deterministic(on: bool) -> None:
 
 @contextmanager
 def nondeterminism_reported(listener: Listener, reported: set[str] | None = None) -> Iterator[None]:
-    """While this lasts, report each operation that is not deterministic, once, as a ``warning``.
+    """While this lasts, report each operation that is not deterministic, once, as `Warned`.
 
     Other warnings are shown or ignored as before.
 
@@ -88,7 +88,7 @@ def nondeterminism_reported(listener: Listener, reported: set[str] | None = None
         if what not in known:
             known.add(what)
             said = f"{what} is not deterministic here: a rerun may give other bits"
-            listener({"kind": "warning", "message": said})
+            listener(Warned(said))
 
     with warnings.catch_warnings():
         for each in _NOT_DETERMINISTIC:

@@ -22,7 +22,8 @@ from cifar_dist.config.fields import flag
 from cifar_dist.config.files import read_settings
 from cifar_dist.config.train import MAY_CHANGE_ON_RESUME, TrainConfig, complete, make_config
 from cifar_dist.errors import UserError
-from cifar_dist.runs.metrics import METRICS, Outcome
+from cifar_dist.registry import COLUMNS, SCHEDULES
+from cifar_dist.runs.metrics import Outcome
 from cifar_dist.storage import AnyPath, as_json, at, delete_folder, is_writable, write_atomically
 
 _CHECKPOINT = re.compile(r"epoch-(\d{4,})(?:-step-(\d{4,}))?\.ckpt")
@@ -153,10 +154,11 @@ class RunDirectory(Directory):
                     f"{flag(name)} {now}: the run was started with {before}, which --resume "
                     f"keeps; leave {flag(name)} out, or start another run with another --name"
                 )
-        if config.schedule == "onecycle" and config.max_epochs != started.max_epochs:
+        horizon = SCHEDULES.about(config.schedule).needs_horizon
+        if horizon and config.max_epochs != started.max_epochs:
             raise UserError(
-                f"--max-epochs {config.max_epochs}: the run's cycle is {started.max_epochs} epochs "
-                "long, which --resume keeps; leave --max-epochs out"
+                f"--max-epochs {config.max_epochs}: the run's schedule, {config.schedule}, spans "
+                f"{started.max_epochs} epochs, which --resume keeps; omit --max-epochs"
             )
         done = [epoch for epoch, step in map(_position, run.checkpoints_newest_first()) if not step]
         if (newest := max(done, default=0)) > config.max_epochs:
@@ -261,9 +263,12 @@ class RunDirectory(Directory):
         write_atomically(self.config_file, fresh.to_yaml().encode())
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write all rows of `METRICS` to ``metrics.csv``; floats so that they read back exactly."""
+        """Write all rows to ``metrics.csv``; floats so that they read back exactly.
+
+        Rows from before a column existed have none of it: it is empty there.
+        """
         text = io.StringIO()
-        writer = csv.DictWriter(text, METRICS, lineterminator="\n")
+        writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self.metrics_file, text.getvalue().encode())

@@ -5,25 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-METRICS = (
-    "epoch",
-    "step",
-    "samples",
-    "world_size",
-    "lr",
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "images_per_second",
-    "seconds",
-)
+from cifar_dist.registry import COLUMNS
+
+METRICS = tuple(COLUMNS)
 """Columns of ``metrics.csv``. ``epoch`` is 1-based; ``step`` and ``samples`` (training images)
 count from the run's start; ``lr`` is that of the epoch's last step; losses and accuracies are
 means over all workers' images; ``images_per_second`` is of training, ``seconds`` of the epoch
 with its validation."""
 
-TIMING_METRICS = ("images_per_second", "seconds")
+WHOLE_METRICS = frozenset(name for name in COLUMNS if COLUMNS.about(name).whole)
+"""The columns of whole numbers."""
+
+TIMING_METRICS = tuple(name for name in COLUMNS if COLUMNS.about(name).timing)
 """The columns that differ between two runs of the same settings."""
 
 

@@ -22,6 +22,7 @@ from cifar_dist.config.files import read_settings
 from cifar_dist.config.train import MAY_CHANGE_ON_RESUME, TrainConfig, make_config, setting_names
 from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import UserError
+from cifar_dist.registry import SCHEDULES
 from cifar_dist.storage import AnyPath, at
 
 KINDS = {
@@ -146,7 +147,9 @@ class Space:
             if "cutout" in drawn and "image_size" in self.domains:
                 settings["image_size"] = 1024
             if "warmup_epochs" in drawn and "schedule" in self.domains:
-                settings["schedule"] = "onecycle"
+                settings["schedule"] = next(
+                    name for name in SCHEDULES if SCHEDULES.about(name).has_warmup
+                )
         names = ", ".join(f"{name} {value}" for name, value in drawn.items())
         return make_config({**settings, **drawn}, f" (in {self.source}: {names})")
 

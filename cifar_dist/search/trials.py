@@ -15,7 +15,7 @@ import pandas as pd
 
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import TuneConfig
-from cifar_dist.events import Event
+from cifar_dist.events import TrialUpdated
 from cifar_dist.runs.metrics import METRICS
 from cifar_dist.search.asha import Cut, InOrder
 from cifar_dist.search.directory import SearchDirectory, trial_id
@@ -194,21 +194,24 @@ class TrialTable:
             return "the search ended before" if trial.started else "not started"
         return None
 
-    def event(self, number: int) -> Event:
-        """What a listener is told of a trial."""
+    def event(self, number: int) -> TrialUpdated:
+        """Return what a listener is notified of about a trial."""
         with self._lock:
             trial = self._trials[number]
             row = self.row(number)
             status = row["status"]
             running = trial.started and status == "unfinished"
-            return {
-                "kind": "trial",
-                **row,
-                "status": "running" if running else status,
-                "settings": dict(trial.drawn),
-                "value": row[self.config.metric],
-                "seconds": self.seconds(number),
-            }
+            return TrialUpdated(
+                trial_id=row["trial_id"],
+                status="running" if running else status,
+                settings=dict(trial.drawn),
+                epochs=row["epochs"],
+                best_epoch=row["best_epoch"],
+                value=row[self.config.metric],
+                seconds=self.seconds(number),
+                reason=row["reason"],
+                error=row["error"],
+            )
 
     def table(self) -> pd.DataFrame:
         """A row a trial."""

@@ -6,7 +6,16 @@ import shutil
 import time
 from typing import TextIO
 
-from cifar_dist.events import Event
+from cifar_dist.events import (
+    EpochDone,
+    Event,
+    Plan,
+    Started,
+    StepDone,
+    Waiting,
+    Warned,
+    WorkersLost,
+)
 
 _ERASE = "\r\x1b[K"
 
@@ -25,19 +34,22 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
-        shows = {
-            "plan": self._plan,
-            "start": self._start,
-            "step": self._step,
-            "epoch": self._epoch,
-            "lost": self._lost,
-            "warning": lambda event: self.line(event["message"]),
-            "waiting": lambda event: self.line(event["message"]),
-        }
-        shows[event["kind"]](event)
+        match event:
+            case Plan():
+                self._plan(event)
+            case Started():
+                self._start(event)
+            case StepDone():
+                self._step(event)
+            case EpochDone():
+                self._epoch(event)
+            case WorkersLost(message):
+                self.line(f"workers lost: {message}")
+            case Warned(message) | Waiting(message):
+                self.line(message)
 
     def line(self, text: str) -> None:
-        """A line of its own, over the live one if there is one."""
+        """Write a line of its own, over the live one if there is one."""
         self.stream.write(f"{_ERASE if self._open else ''}{text}\n")
         self.stream.flush()
         self._open = False
@@ -47,48 +59,46 @@ class Display:
         if self._open:
             self.line("")
 
-    def _plan(self, event: Event) -> None:
-        self._max_epochs, self._steps_per_epoch = event["max_epochs"], event["steps_per_epoch"]
-        for text in event["lines"]:
+    def _plan(self, plan: Plan) -> None:
+        self._max_epochs, self._steps_per_epoch = plan.max_epochs, plan.steps_per_epoch
+        for text in plan.lines:
             self.line(text)
 
-    def _start(self, event: Event) -> None:
+    def _start(self, started: Started) -> None:
         self._starts += 1
         self._first_epoch = None
         self._began = time.monotonic()
         if self._starts > 1:
-            again = f"from {event['checkpoint']}" if event["checkpoint"] else "from the beginning"
-            self.line(f"restarted with {event['world_size']} workers {again}")
+            again = f"from {started.checkpoint or 'the beginning'}"
+            self.line(f"restarted with {started.world_size} workers {again}")
 
-    def _lost(self, event: Event) -> None:
-        self.line(f"workers lost: {event['message']}")
-
-    def _step(self, event: Event) -> None:
+    def _step(self, step: StepDone) -> None:
         if not self._live:
             return
-        done = event["epoch"] - 1 + event["step"] / self._steps_per_epoch
+        done = step.epoch - 1 + step.step / self._steps_per_epoch
         text = (
-            f"epoch {event['epoch']}/{self._max_epochs}"
-            f"  step {event['step']}/{self._steps_per_epoch}"
-            f"  loss {event['loss']:.4f}  accuracy {event['accuracy']:.4f}"
-            f"  {event['images_per_second']:,.0f} images/s  {self._left(event['epoch'], done)}"
+            f"epoch {step.epoch}/{self._max_epochs}"
+            f"  step {step.step}/{self._steps_per_epoch}"
+            f"  loss {step.loss:.4f}  accuracy {step.accuracy:.4f}"
+            f"  {step.images_per_second:,.0f} images/s  {self._left(step.epoch, done)}"
         )
         columns = shutil.get_terminal_size().columns
         self.stream.write(f"{_ERASE}{text[: columns - 1]}")
         self.stream.flush()
         self._open = True
 
-    def _epoch(self, event: Event) -> None:
-        left = self._left(event["epoch"], event["epoch"])
+    def _epoch(self, done: EpochDone) -> None:
+        row = done.row
+        left = self._left(row["epoch"], row["epoch"])
         self.line(
-            f"epoch {event['epoch']}/{self._max_epochs}  loss {event['train_loss']:.4f}"
-            f"  accuracy {event['train_accuracy']:.4f}  val_loss {event['val_loss']:.4f}"
-            f"  val_accuracy {event['val_accuracy']:.4f}"
-            f"  {event['images_per_second']:,.0f} images/s  {left}"
+            f"epoch {row['epoch']}/{self._max_epochs}  loss {row['train_loss']:.4f}"
+            f"  accuracy {row['train_accuracy']:.4f}  val_loss {row['val_loss']:.4f}"
+            f"  val_accuracy {row['val_accuracy']:.4f}"
+            f"  {row['images_per_second']:,.0f} images/s  {left}"
         )
 
     def _left(self, epoch: int, done: float) -> str:
-        """Time left, from the pace of the epochs that this start has done."""
+        """Return the time left, at the pace of the epochs since this start."""
         if self._first_epoch is None:
             self._first_epoch = epoch
         here = done - (self._first_epoch - 1)
@@ -97,7 +107,7 @@ class Display:
 
 
 def duration(seconds: float) -> str:
-    """``3:05`` or ``1:02:03``."""
+    """Return seconds formatted for display: ``3:05`` or ``1:02:03``."""
     whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cifar_dist.events import Event
+from cifar_dist.events import Event, SearchPlan, TrialUpdated, Waiting, Warned
 from cifar_dist.terminal.run import duration
 
 if TYPE_CHECKING:
@@ -28,29 +28,30 @@ class SearchDisplay:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self._live: Live | None = None
-        self._trials: dict[str, Event] = {}
-        self._plan: Event = {}
+        self._trials: dict[str, TrialUpdated] = {}
+        self._plan = SearchPlan(0, 0, 0, "", "max", [])  # until it is known
         self._began = time.monotonic()
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
-        if event["kind"] == "plan":
-            self._plan = event
-            for text in event["lines"]:
-                self.line(text)
-            if self.stream.isatty():
-                self._open()
-            return
-        if event["kind"] in ("waiting", "warning"):
-            self.line(event["message"])
-            return
-        before = self._trials.get(event["trial_id"], {}).get("status")
-        self._trials[event["trial_id"]] = event
-        if self._live is None and event["status"] in OVER and before not in OVER:
-            self.line(self._line(event))
+        match event:
+            case SearchPlan():
+                self._plan = event
+                for text in event.lines:
+                    self.line(text)
+                if self.stream.isatty():
+                    self._open()
+            case Warned(message) | Waiting(message):
+                self.line(message)
+            case TrialUpdated():
+                before = self._trials.get(event.trial_id)
+                self._trials[event.trial_id] = event
+                ends = event.status in OVER and (before is None or before.status not in OVER)
+                if ends and self._live is None:
+                    self.line(self._line(event))
 
     def line(self, text: str) -> None:
-        """A line of its own, above the live table if there is one."""
+        """Write a line of its own, above the live table if there is one."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
             return
@@ -74,15 +75,14 @@ class SearchDisplay:
 
     @property
     def _over(self) -> int:
-        ended = sum(event["status"] in OVER for event in self._trials.values())
-        return int(self._plan["finished"]) + ended
+        return self._plan.finished + sum(each.status in OVER for each in self._trials.values())
 
-    def _line(self, event: Event) -> str:
+    def _line(self, trial: TrialUpdated) -> str:
         return (
-            f"{event['trial_id']}  {event['status']:9}  {_epochs(event['epochs'])}  "
-            f"{self._plan['metric']} {_number(event['value'])}  {in_words(event['settings'])}  "
-            f"{self._over}/{self._plan['trials']} trials, {self._elapsed}"
-            + (f"  ({event['error']})" if event["error"] else "")
+            f"{trial.trial_id}  {trial.status:9}  {_epochs(trial.epochs)}  "
+            f"{self._plan.metric} {_number(trial.value)}  {settings_as_text(trial.settings)}  "
+            f"{self._over}/{self._plan.trials} trials, {self._elapsed}"
+            + (f"  ({trial.error})" if trial.error else "")
         )
 
     @property
@@ -90,30 +90,31 @@ class SearchDisplay:
         return duration(time.monotonic() - self._began)
 
     def _table(self) -> Table:
-        """Trials that run, and the best of those that are over."""
+        """Return the trials that run, and the best of those that are over."""
         from rich.table import Table
 
-        events = list(self._trials.values())
-        running = [event for event in events if event["status"] == "running"]
-        over = [event for event in events if event["status"] in OVER and event["epochs"]]
-        over.sort(key=lambda event: event["value"], reverse=self._plan["mode"] == "max")
-        names = list(events[0]["settings"]) if events else []
+        plan, trials = self._plan, list(self._trials.values())
+        running = [each for each in trials if each.status == "running"]
+        over = [(t.value, t) for t in trials if t.status in OVER and t.value is not None]
+        over.sort(key=lambda pair: pair[0], reverse=plan.mode == "max")
+        best = [trial for _, trial in over[:BEST_SHOWN]]
+        names = list(trials[0].settings) if trials else []
         table = Table(
-            title=f"{self._over} of {self._plan['trials']} trials over, {len(running)} running, "
+            title=f"{self._over} of {plan.trials} trials over, {len(running)} running, "
             f"{self._elapsed}",
             title_justify="left",
             box=None,
         )
-        for heading in ("trial", "status", "epoch", self._plan["metric"], *names):
+        for heading in ("trial", "status", "epoch", plan.metric, *names):
             table.add_column(heading, no_wrap=True)
-        for event in running[:RUNNING_SHOWN] + over[:BEST_SHOWN]:
+        for trial in running[:RUNNING_SHOWN] + best:
             table.add_row(
-                event["trial_id"],
-                event["status"],
-                f"{event['epochs']}/{self._plan['max_epochs']}",
-                _number(event["value"]),
-                *(_number(event["settings"][name]) for name in names),
-                style=None if event["status"] == "running" else "dim",
+                trial.trial_id,
+                trial.status,
+                f"{trial.epochs}/{plan.max_epochs}",
+                _number(trial.value),
+                *(_number(trial.settings[name]) for name in names),
+                style=None if trial.status == "running" else "dim",
             )
         if (hidden := len(running) - RUNNING_SHOWN) > 0:
             table.caption = f"and {hidden} more that run"
@@ -121,7 +122,7 @@ class SearchDisplay:
 
 
 def ranking(table: pd.DataFrame, metric: str, mode: str) -> list[str]:
-    """The best trials of a search, a line each under a heading."""
+    """Return the best trials of a search, a line each under a heading."""
     ranked = table[table["epochs"] > 0].sort_values(metric, ascending=mode == "min", kind="stable")
     hidden = {"seconds", "reason", "error"}
     shown = ranked.head(RANKED)[[name for name in table.columns if name not in hidden]]
@@ -129,8 +130,8 @@ def ranking(table: pd.DataFrame, metric: str, mode: str) -> list[str]:
     return text.splitlines() if len(shown) else ["none ended an epoch"]
 
 
-def in_words(settings: Mapping[str, Any]) -> str:
-    """``lr 0.00123, gamma 0.5``."""
+def settings_as_text(settings: Mapping[str, Any]) -> str:
+    """Return settings formatted for display: ``lr 0.00123, gamma 0.5``."""
     return ", ".join(f"{name} {_number(value)}" for name, value in settings.items())
 
 

@@ -12,7 +12,7 @@ PACKAGES = ("cifar-dist", "torch", "torchvision", "lightning", "torchmetrics", "
 
 
 def environment() -> dict[str, Any]:
-    """Versions of everything that can change a result, and the hardware of this process."""
+    """Return versions of everything that can change a result, and this process's hardware."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),

@@ -18,7 +18,7 @@ def freed_memory_kept() -> Iterator[None]:
     """Have malloc keep what is freed for as long as this lasts, and give it back then.
 
     Each step on the CPU allocates its activations anew. By itself glibc gives them back to the
-    kernel behind each step and takes them again, page by page, which may cost a tenth of the step.
+    kernel after each step and takes them again, page by page, which may cost a tenth of the step.
     Where the C library is another, nothing happens.
     """
     libc = _glibc()

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from cifar_dist.errors import Diverged, RunFailed
-from cifar_dist.events import Listener, ignore
+from cifar_dist.events import Listener, Warned, ignore
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.training.reading import Reading
@@ -71,8 +71,8 @@ class StopOnNonFinite(Callback):
                 raise Diverged(self._message(f"the loss is {loss} at {where}"))
 
     def _message(self, what: str) -> str:
-        # The last good checkpoint may still be on its way to the disk. One that cannot be written
-        # is none, and a second error.
+        # The last good checkpoint may still be on its way to the disk. That it cannot be written
+        # would be a second error: an older one is named then.
         with contextlib.suppress(RunFailed):
             self.writer.wait()
         checkpoints = self.run.checkpoints_newest_first()
@@ -110,11 +110,11 @@ class SkipNonFinite(Callback):
     not finite gives gradients that are not. They stay for the scaler to find: it raises where
     there are none.
 
-    Nothing here waits for the device within an epoch: what was found stays there as a number that
+    Nothing here waits for the device within an epoch: what was found stays there as a number, which
     fused optimizers read themselves, and is added up there.
 
     Args:
-        listener: told at each epoch's end of what was skipped in it.
+        listener: notified at each epoch's end of what was skipped in it.
         skip_losses: whether a loss that is not finite is skipped, not the end of the run.
     """
 
@@ -208,7 +208,7 @@ class SkipNonFinite(Callback):
             message = (
                 f"epoch {trainer.current_epoch + 1}: {new} updates skipped, their {what} not finite"
             )
-            self.listener({"kind": "warning", "message": message})
+            self.listener(Warned(message))
 
     def active(self, trainer: pl.Trainer) -> bool:
         """Return whether a step may be skipped; where not, this callback has no use."""
@@ -220,7 +220,7 @@ def _scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
 
 
 def _scale_of(scaler: torch.amp.GradScaler, device: torch.device) -> Tensor:
-    """A copy of the scale, on the device; `GradScaler.get_scale` would wait for it."""
+    """Return a copy of the scale, on the device; `GradScaler.get_scale` would wait for it."""
     if scaler._scale is None:  # it makes it at the first step
         return torch.full((), scaler.get_scale(), device=device)
     return scaler._scale.clone()
@@ -230,8 +230,11 @@ def _make_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Give each weight a momentum of zero, which the first update turns into its gradient.
 
     torch's fused SGD allocates momentum at its first step and fills it in the update: were that
-    one skipped, later steps would go on from whatever was in that memory.
+    one skipped, later steps would continue from whatever was in that memory. Other optimizers make
+    their state as a whole, and would find it begun.
     """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
     for group in optimizer.param_groups:
         for weight in group["params"]:
             state = optimizer.state[weight]
@@ -242,8 +245,10 @@ def _make_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _moving(module: pl.LightningModule) -> list[list[Tensor]]:
-    """What a forward pass changes, by type of number: statistics of batch normalisation, and what
-    was counted."""
+    """Return what a forward pass changes, by type of number.
+
+    That is the statistics of batch normalisation, and what was counted.
+    """
     assert isinstance(module, Classifier)
     groups: dict[torch.dtype, list[Tensor]] = {}
     for each in (*module.network.buffers(), *module.totals_of("train").state().values()):
@@ -252,5 +257,5 @@ def _moving(module: pl.LightningModule) -> list[list[Tensor]]:
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    """A copy in one piece: one operation in place of one for each."""
+    """Return a copy in one piece: one operation in place of one for each."""
     return torch.cat([each.detach().reshape(-1) for each in tensors])

@@ -24,7 +24,7 @@ class Reading:
 
     @property
     def arrived(self) -> bool:
-        """Whether `values` would not wait."""
+        """Whether `values` would return at once."""
         return self._event is None or self._event.query()
 
     def values(self) -> list[float]:

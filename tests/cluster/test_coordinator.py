@@ -8,7 +8,7 @@ import random
 import pytest
 
 from cifar_dist.cluster.coordinator import Coordinator, _Request
-from cifar_dist.events import Order
+from cifar_dist.events import Order, Warned
 
 
 class Rank:
@@ -62,15 +62,15 @@ def test_events_are_taken_when_there_are_some_or_somebody_cannot_wait() -> None:
         waiting = asyncio.create_task(coordinator.take())
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        await coordinator.put({"kind": "step"})
-        assert await waiting == [{"kind": "step"}]
+        await coordinator.put(Warned("first"))
+        assert await waiting == [Warned("first")]
         waiting = asyncio.create_task(coordinator.take())
         await asyncio.sleep(0.01)
         assert not waiting.done()
         await coordinator.nudge()
         assert await waiting == []
-        await coordinator.put({"kind": "epoch"})
+        await coordinator.put(Warned("second"))
         await coordinator.nudge()
-        assert await coordinator.take() == [{"kind": "epoch"}]
+        assert await coordinator.take() == [Warned("second")]
 
     asyncio.run(asyncio.wait_for(take(), 10))

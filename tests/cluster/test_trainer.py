@@ -23,6 +23,7 @@ from cifar_dist.data.cache import CachedDataset, prepare
 from cifar_dist.data.datamodule import ImageDataModule, Shard
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import RunFailed, UserError
+from cifar_dist.events import Event, Plan, Started
 from cifar_dist.inference.model import TrainedModel, load_trained
 from cifar_dist.inference.predictions import Predictions
 from cifar_dist.inference.sharded import shard_logits
@@ -177,14 +178,14 @@ def a_killed_worker_of_three_changes_no_bit(
     # With two, sums over workers come out the same in either order; with three, DDP's buckets
     # must be those of an undisturbed run in the first step after the restart too.
     with_worker(workers.killed_worker)
-    events: list[dict] = []
+    events: list[Event] = []
     killed = train_small(
         tmp_path, "killed", events, max_failures=1, checkpoint_every="4s", **settings
     )
     assert killed.summary["restarts"] == 1
-    starts = [event for event in events if event["kind"] == "start"]
-    assert starts[0]["checkpoint"] is None
-    assert starts[1]["checkpoint"].endswith("epoch-0001-step-0004.ckpt")
+    starts = [event for event in events if isinstance(event, Started)]
+    assert starts[0].checkpoint is None
+    assert starts[1].checkpoint.endswith("epoch-0001-step-0004.ckpt")
     assert without_timing(killed.run) == without_timing(undisturbed.run)
     assert killed.outcome.weights_sha256 == undisturbed.outcome.weights_sha256
 
@@ -244,10 +245,10 @@ def test_what_a_worker_finds_wrong_with_the_data_is_the_users_to_mend(
     tmp_path, with_worker
 ) -> None:
     with_worker(workers.misled_worker)
-    events: list[dict] = []
+    events: list[Event] = []
     with pytest.raises(UserError, match="holds other data"):
         train_small(tmp_path, "misled", events, max_failures=0)
-    assert [event["kind"] for event in events] == ["plan"]
+    assert [type(event) for event in events] == [Plan]
     assert not (tmp_path / "misled").exists()
 
 

@@ -19,6 +19,7 @@ from cifar_dist.cluster.trials import device_lost, free_memory
 from cifar_dist.cluster.tuner import RAY_FOLDER
 from cifar_dist.config.tune import make_tune_config
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
+from cifar_dist.events import Event, TrialUpdated
 from cifar_dist.tune import Searched, search
 from tests.cluster import trials
 from tests.conftest import PYTHON_PATH
@@ -205,9 +206,9 @@ def _raising(work) -> None:
 def test_history_is_on_disk_while_trials_run(tmp_path: Path) -> None:
     seen: list[int] = []
 
-    def look(event: dict) -> None:
+    def look(event: Event) -> None:
         file = tmp_path / "search" / "history.parquet"
-        if event["kind"] == "trial" and event["status"] != "unfinished" and file.exists():
+        if isinstance(event, TrialUpdated) and event.status != "unfinished" and file.exists():
             seen.append(len(pd.read_parquet(file)))
 
     search_small(tmp_path, listener=look, scheduler="none", num_samples=4)
@@ -231,9 +232,9 @@ def test_a_time_budget_leaves_trials_for_a_resume(tmp_path: Path) -> None:
 def test_an_interrupted_search_goes_on_to_the_same_table(
     undisturbed: Searched, tmp_path: Path
 ) -> None:
-    events: list[dict] = []
+    events: list[Event] = []
 
-    def interrupt(event: dict) -> None:
+    def interrupt(event: Event) -> None:
         events.append(event)
         if len(events) == 14:
             raise Interrupted
@@ -245,7 +246,7 @@ def test_an_interrupted_search_goes_on_to_the_same_table(
     time.sleep(2)  # the trials of the interrupted search are told to end
     again: list[str] = []
     resumed = search_small(
-        tmp_path, listener=lambda event: again.append(event.get("trial_id", "")),
+        tmp_path, listener=lambda event: again.append(getattr(event, "trial_id", "")),
         num_samples=10, resume=True,
     )  # fmt: skip
     pd.testing.assert_frame_equal(results(resumed), results(undisturbed))
@@ -258,7 +259,7 @@ def _over(table: pd.DataFrame) -> list[str]:
 
 
 def test_a_finished_search_that_is_resumed_runs_nothing(undisturbed: Searched) -> None:
-    events: list[dict] = []
+    events: list[Event] = []
     folder = undisturbed.directory.path.parent
     again = search_small(folder, listener=events.append, num_samples=10, resume=True)
     assert events == []

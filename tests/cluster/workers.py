@@ -101,11 +101,11 @@ def leaving_worker(work: Work) -> Outcome:
 
 def killed_worker(work: Work) -> Outcome | None:
     """Train, but the first time rank 1 is killed after the fifth step, once the fourth is saved."""
-    from cifar_dist.training import callbacks
+    from cifar_dist.training import checkpointing
 
     marker: Path = work.run.path / "killed"
 
-    class Killed(callbacks.Record):
+    class Killed(checkpointing.RunCheckpointer):
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
             super().on_train_batch_end(trainer, *args)
             if trainer.global_rank == 1 and trainer.global_step == 5 and not marker.exists():
@@ -116,7 +116,7 @@ def killed_worker(work: Work) -> Outcome | None:
 
     from cifar_dist.training import fit
 
-    fit.Record = Killed
+    fit.RunCheckpointer = Killed
     return train_worker(work)
 
 

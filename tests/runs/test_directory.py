@@ -71,7 +71,7 @@ def test_resume_may_change_where_and_how_long(tmp_path: Path) -> None:
 
 def test_resume_refuses_another_length_of_a_cycle(tmp_path: Path) -> None:
     _, config = make(tmp_path, name="a", schedule="onecycle", max_epochs=5)
-    with pytest.raises(UserError, match="cycle is 5 epochs long"):
+    with pytest.raises(UserError, match="the run's schedule, onecycle, spans 5 epochs"):
         RunDirectory.existing(resumed(config, max_epochs=6))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+from cifar_dist.events import EpochDone, Plan, Started, StepDone, Warned, WorkersLost
 from cifar_dist.terminal.run import Display, duration
 
 ROW = {
@@ -13,18 +14,23 @@ ROW = {
     "val_accuracy": 0.5,
     "images_per_second": 1234.5,
 }
-STEP = {"kind": "step", "step": 3, "loss": 2.0, "accuracy": 0.25, "images_per_second": 1000.0}
+
+
+def step(epoch: int) -> StepDone:
+    return StepDone(epoch, step=3, loss=2.0, accuracy=0.25, images_per_second=1000.0)
+
+
 EVENTS = [
-    {"kind": "plan", "max_epochs": 2, "steps_per_epoch": 10, "lines": ["what", "where"]},
-    {"kind": "start", "world_size": 2, "checkpoint": None},
-    {**STEP, "epoch": 1},
-    {"kind": "epoch", "epoch": 1, **ROW},
-    {**STEP, "epoch": 2},
-    {"kind": "lost", "message": "worker 1 of 2: its process died"},
-    {"kind": "warning", "message": "checkpoint epoch-0002.ckpt is damaged"},
-    {"kind": "start", "world_size": 1, "checkpoint": "epoch-0001.ckpt"},
-    {**STEP, "epoch": 2},
-    {"kind": "epoch", "epoch": 2, **ROW},
+    Plan(max_epochs=2, steps_per_epoch=10, lines=["what", "where"]),
+    Started(world_size=2, checkpoint=None),
+    step(1),
+    EpochDone({"epoch": 1, **ROW}),
+    step(2),
+    WorkersLost("worker 1 of 2: its process died"),
+    Warned("checkpoint epoch-0002.ckpt is damaged"),
+    Started(world_size=1, checkpoint="epoch-0001.ckpt"),
+    step(2),
+    EpochDone({"epoch": 2, **ROW}),
 ]
 
 

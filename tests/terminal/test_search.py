@@ -6,29 +6,26 @@ import io
 
 import pandas as pd
 
+from cifar_dist.events import SearchPlan, TrialUpdated, Warned
 from cifar_dist.terminal.search import SearchDisplay, ranking
 
-PLAN = {
-    "kind": "plan",
-    "trials": 3,
-    "finished": 1,
-    "max_epochs": 9,
-    "metric": "val_accuracy",
-    "mode": "max",
-    "lines": ["what", "where"],
-}
+PLAN = SearchPlan(
+    max_epochs=9, trials=3, finished=1, metric="val_accuracy", mode="max", lines=["what", "where"]
+)
 
 
-def trial(number: int, status: str, epochs: int, value: float | None, error=None) -> dict:
-    return {
-        "kind": "trial",
-        "trial_id": f"t{number:04d}",
-        "status": status,
-        "epochs": epochs,
-        "value": value,
-        "settings": {"lr": 0.00123456, "optimizer": "sgd"},
-        "error": error,
-    }
+def trial(number: int, status: str, epochs: int, value: float | None, error=None) -> TrialUpdated:
+    return TrialUpdated(
+        trial_id=f"t{number:04d}",
+        status=status,
+        settings={"lr": 0.00123456, "optimizer": "sgd"},
+        epochs=epochs,
+        best_epoch=None,
+        value=value,
+        seconds=0.0,
+        reason=None,
+        error=error,
+    )
 
 
 EVENTS = [
@@ -46,7 +43,7 @@ def test_a_warning_is_a_line_on_a_pipe_and_on_a_terminal() -> None:
     for stream in (io.StringIO(), Terminal()):
         display = SearchDisplay(stream)
         display(PLAN)
-        display({"kind": "warning", "message": "no report.html: [no] room"})
+        display(Warned("no report.html: [no] room"))
         display.close()
         assert "no report.html: [no] room\n" in stream.getvalue()
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from cifar_dist.errors import RunFailed
+from cifar_dist.events import Event, Warned
 from cifar_dist.model import seeding
 from cifar_dist.model.seeding import nondeterminism_reported, set_seed
 from tests.conftest import PYTHON_PATH
@@ -96,11 +97,11 @@ class Unpooling(Small):
 def test_an_operation_that_is_not_deterministic_is_reported_once(
     train_few: TrainFew, tmp_path: Path, verbose: bool
 ) -> None:
-    heard: list[dict] = []
+    heard: list[Event] = []
     with small_network(Unpooling), warnings.catch_warnings(record=True) as shown:
         train_few(tmp_path, "undetermined", heard.append, max_epochs=2, verbose=verbose)
     assert not [each for each in shown if "deterministic" in str(each.message)]
-    assert [event["message"] for event in heard if event["kind"] == "warning"] == [
+    assert [event.message for event in heard if isinstance(event, Warned)] == [
         "max_unpooling2d_forward_out is not deterministic here: a rerun may give other bits"
     ]
 
@@ -114,7 +115,7 @@ def test_where_that_is_no_warning_it_is_an_error(
 
 
 def test_other_warnings_stay_what_they_are() -> None:
-    heard: list[dict] = []
+    heard: list[Event] = []
     with pytest.warns(UserWarning, match="something else"), nondeterminism_reported(heard.append):
         warnings.warn("something else", stacklevel=1)
     assert heard == []
