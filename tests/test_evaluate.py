@@ -22,7 +22,7 @@ from cifar_dist.inference.model import load_trained
 from cifar_dist.inference.predictions import Predictions
 from cifar_dist.inference.scores import score
 from cifar_dist.inference.sharded import shard_logits
-from cifar_dist.model.resnet import read_weights
+from cifar_dist.model.weights import read_weights
 from cifar_dist.predict import predict
 from cifar_dist.train import Trained, train
 from tests.conftest import run_command

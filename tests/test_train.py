@@ -205,7 +205,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, suffix: str) -> 
     file = tmp_path / f"linear.{suffix}"
     torch.save(state, file) if suffix == "pth" else save_file(state, file)
     said = one_line(run_command(tmp_path, *SMALL, "--weights", file.name))
-    assert f"--weights {file}: is not for this ResNet-18" in said
+    assert f"--weights {file}: is not for --network resnet18" in said
 
 
 def test_a_taken_name_is_refused_and_nothing_is_lost(run_without_ray: Path) -> None:

@@ -25,7 +25,7 @@ from cifar_dist.data.datamodule import ImageDataModule
 from cifar_dist.errors import UserError
 from cifar_dist.events import Ask, Listener, go_on, ignore
 from cifar_dist.model.classifier import Classifier
-from cifar_dist.model.resnet import resnet18
+from cifar_dist.model.networks import make_network
 from cifar_dist.model.seeding import nondeterminism_reported, set_seed
 from cifar_dist.model.synchronized import synchronize
 from cifar_dist.runs.directory import RunDirectory
@@ -91,7 +91,7 @@ def fit(
     if config.use_gpu and not torch.cuda.is_available():
         raise UserError("--use-gpu: torch finds no GPU here; leave it out to train on the CPU")
     set_seed(config.seed + rank, config.deterministic, config.tf32)
-    network = resnet18(len(dataset.classes), config.stem, config.weights)
+    network = make_network(config.network, len(dataset.classes), config.stem, config.weights)
     if config.sync_batchnorm:
         synchronize(network)
     if config.channels_last:

@@ -26,7 +26,7 @@ from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.inference.model import TrainedModel, load_trained
 from cifar_dist.inference.predictions import Predictions
 from cifar_dist.inference.sharded import shard_logits
-from cifar_dist.model.resnet import read_weights
+from cifar_dist.model.weights import read_weights
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import Trained, main, train
 from cifar_dist.tune import search
