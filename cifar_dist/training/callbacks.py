@@ -371,7 +371,7 @@ def _gathered(mine: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
 
 
 class KeepPredictions(Callback):
-    """Writes what the best epoch's weights answer to each test image; rank 0 does.
+    """Writes the best epoch's predictions for the test images, on rank 0.
 
     A report is drawn from them without the network, e.g. where there is no GPU and no torch.
 
@@ -414,17 +414,8 @@ class KeepPredictions(Callback):
         # Every rank has a part of every batch, in the order of ranks.
         batches = zip(*(each["logits"] for each in ranks), strict=True)
         logits = torch.cat([part for batch in batches for part in batch]).numpy()
-        images, members = self.dataset.part("test")
-        answers = Predictions.of(
-            "test",
-            self.best_epoch,
-            self.dataset.classes,
-            logits,
-            images.labels[members],
-            images.images,
-            members,
-        )
-        write_atomically(self.run.predictions_file, answers.to_bytes())
+        predictions = Predictions.of_split(self.dataset, "test", self.best_epoch, logits)
+        write_atomically(self.run.predictions_file, predictions.to_bytes())
 
 
 class StepEvents(Callback):

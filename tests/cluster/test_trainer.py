@@ -20,7 +20,7 @@ from cifar_dist.cluster.process_group import SHUTDOWN_TIMEOUT_S
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import make_tune_config
 from cifar_dist.data.cache import CachedDataset, prepare
-from cifar_dist.data.datamodule import ImageDataModule, Shard
+from cifar_dist.data.datamodule import ImageDataModule
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.inference.model import TrainedModel, load_trained
@@ -87,7 +87,7 @@ def test_a_run_of_two_workers_is_complete(undisturbed: Trained) -> None:
         "checkpoints",
         "model.safetensors",
         "summary.json",
-        "test-answers.safetensors",
+        "test-predictions.safetensors",
     }
 
 
@@ -163,7 +163,7 @@ def test_three_workers_see_the_global_batches_of_one_and_a_killed_one_changes_no
     assert trained.outcome.test_images == 40
     kept = Predictions.from_bytes(trained.run.predictions_file.read_bytes())
     model, dataset = of_run(trained.run)
-    alone = shard_logits(model, dataset, "test", 40, Shard(0, 1))
+    alone = shard_logits(model, dataset, "test", 40)
     np.testing.assert_allclose(kept.logits, alone, rtol=1e-4, atol=1e-4)
     assert np.array_equal(kept.labels, dataset.open()[1].labels)
     assert [row["samples"] for row in trained.run.read_metrics()] == [144, 288]
