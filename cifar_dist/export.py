@@ -9,7 +9,6 @@ from cifar_dist.config.model import ExportConfig
 from cifar_dist.config.train import with_absolute_paths
 from cifar_dist.errors import RunFailed
 from cifar_dist.inference.lookup import trained_config, weights_file
-from cifar_dist.inference.model import model_of
 from cifar_dist.storage import AnyPath, at, write_atomically
 from cifar_dist.terminal.hints import shown
 
@@ -50,6 +49,7 @@ def export(config: ExportConfig) -> Exported:
     from cifar_dist.data.cache import prepare
     from cifar_dist.data.sources import find_source
     from cifar_dist.inference.exported import exported
+    from cifar_dist.inference.model import model_of
     from cifar_dist.inference.sharded import batched_logits
 
     model, about = model_of(config, use_gpu=False, precision="32")

@@ -17,7 +17,6 @@ from cifar_dist.cli import parse_predict, run_command
 from cifar_dist.config.model import PredictConfig
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, ignore
-from cifar_dist.inference.model import model_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +55,8 @@ def predict(config: PredictConfig, listener: Listener = ignore) -> Iterator[Pred
         UserError: no such model or folder, or bad weights. An image that cannot be read raises
             nothing; its prediction says so.
     """
+    from cifar_dist.inference.model import model_of
+
     return _predictions(config, *model_of(config, listener, use_gpu=config.use_gpu))
 
 

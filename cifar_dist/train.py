@@ -1,4 +1,4 @@
-"""``python -m cifar_dist.train``: train ResNet-18 on CIFAR-10 with DDP workers under Ray."""
+"""``python -m cifar_dist.train``: train an image classifier with DDP workers under Ray."""
 
 from __future__ import annotations
 
