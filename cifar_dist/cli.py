@@ -170,7 +170,7 @@ def _before_the_rest(words: Sequence[str]) -> argparse.Namespace:
 
 @dataclasses.dataclass(frozen=True)
 class _Train:
-    """Train ResNet-18 on CIFAR-10 with DDP workers under Ray."""
+    """Train an image classifier with DDP workers under Ray."""
 
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None

@@ -1,4 +1,4 @@
-"""``python -m cifar_dist.evaluate``: what a run's weights, or any, are worth."""
+"""``python -m cifar_dist.evaluate``: measure a run's weights, or any others, on a split."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 HARDEST = 24
-"""Images that are written as files."""
+"""Number of images that are written as files."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,22 @@ class Evaluated:
     split: str
     scores: Scores
     folder: AnyPath | None
-    """Where ``evaluation-<split>.json`` and ``.csv`` were written, and, on a disk, the images that
-    were the hardest, in ``hardest-<split>/``."""
+    """Where ``evaluation-<split>.json`` and ``.csv`` were written, and, on a disk, the hardest
+    images, in ``hardest-<split>/``."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``evaluation-<split>.json`` holds."""
+        """Return what ``evaluation-<split>.json`` holds."""
         about = {"weights": str(self.weights_file), "dataset": self.dataset, "split": self.split}
         return {**about, **self.scores.to_dict()}
 
 
 def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
-    """Measure a model on a split of its data set, each image once.
+    """Measure a model on a split of its data set, counting each image once.
 
     Args:
         config: the evaluation. With ``num_workers=0`` it runs in this process without Ray.
-        listener: notified of waiting for a cluster that grows, and of a precision that needs a GPU.
+        listener: notified of waiting for an autoscaling cluster, and of a precision that needs a
+            GPU.
 
     Raises:
         UserError: no such model, bad weights or data, or too few resources.
@@ -106,18 +107,14 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
 def _logits(
     config: EvaluateConfig, trained: TrainConfig, dataset: CachedDataset, listener: Listener
 ) -> NDArray[np.float32]:
-    from cifar_dist.model.resnet import read_weights
+    from cifar_dist.model.weights import read_weights
 
     where = str(weights_file(config))
     if config.num_workers == 0:
-        from cifar_dist.data.datamodule import Shard
-        from cifar_dist.inference.model import load_trained
-        from cifar_dist.inference.sharded import shard_logits
-        from cifar_dist.model.seeding import set_seed
+        from cifar_dist.inference.sharded import split_logits
 
-        set_seed(trained.seed, trained.deterministic, trained.tf32)
-        model = load_trained(where, read_weights(where), trained, dataset.about)
-        return shard_logits(model, dataset, config.split, config.batch_size, Shard(0, 1))
+        weights = read_weights(where)
+        return split_logits(where, weights, trained, dataset, config.split, config.batch_size)
 
     from safetensors.torch import save
 
@@ -125,19 +122,20 @@ def _logits(
     from cifar_dist.cluster.resources import have_resources
     from cifar_dist.cluster.session import session
 
-    weights = save(read_weights(where))
+    work = Work(
+        trained, dataset.fingerprint, where, save(read_weights(where)), config.split,
+        config.batch_size,
+    )  # fmt: skip
     with session(trained.verbose):
         have_resources(trained, listener)
-        return logits_on_ray(
-            Work(trained, dataset.fingerprint, where, weights, config.split, config.batch_size)
-        )
+        return logits_on_ray(work)
 
 
 def _write(folder: AnyPath, evaluated: Evaluated) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {folder}: cannot be made ({error.strerror})") from None
+        raise UserError(f"--output {folder}: cannot be created ({error.strerror})") from None
     write_atomically(folder / f"evaluation-{evaluated.split}.json", as_json(evaluated.to_dict()))
     write_atomically(folder / f"evaluation-{evaluated.split}.csv", _csv(evaluated))
 
@@ -150,15 +148,15 @@ def _write_hardest(
     members: NDArray[np.int64],
     classes: tuple[str, ...],
 ) -> None:
-    """Write the images whose label the model found the least probable, the hardest first."""
+    """Write the images to whose label the model gives the least probability, the hardest first."""
     import torch
     from PIL import Image
 
     labels = images.labels[members]
-    log_odds = torch.from_numpy(logits).double().log_softmax(dim=1).numpy()
-    found = log_odds[range(len(labels)), labels]
+    log_probabilities = torch.from_numpy(logits).double().log_softmax(dim=1).numpy()
+    found = log_probabilities[range(len(labels)), labels]
     into = folder / f"hardest-{split}"
-    delete_folder(into)  # another model's
+    delete_folder(into)  # from an earlier evaluation, maybe of other weights
     into.mkdir()
     for place, number in enumerate(found.argsort(kind="stable")[:HARDEST], start=1):
         pixels = images.images[members[number]].transpose(1, 2, 0)
@@ -182,7 +180,7 @@ def _text(evaluated: Evaluated, model: str) -> str:
         f"accuracy {scores.accuracy:.4f}, loss {scores.loss:.4f}, calibration error (ECE) "
         f"{scores.ece:.4f}",
         scores.per_class.to_string(index=False, float_format="{:.4f}".format),
-        "confusion, a row for each label, a column for each answer:",
+        "confusion matrix, a row for each label, a column for each prediction:",
         confusion.to_string(),
     ]
     if (folder := evaluated.folder) is not None:
@@ -198,7 +196,7 @@ def _text(evaluated: Evaluated, model: str) -> str:
 
 
 def main(words: list[str]) -> None:
-    """Parse, evaluate, and print what came of it."""
+    """Parse, evaluate, and print the metrics."""
     config = parse_evaluate(words)
     try:
         evaluated = evaluate(config, message_to_stderr)

@@ -1,14 +1,13 @@
-"""``python -m cifar_dist.train``: train ResNet-18 on CIFAR-10 with DDP workers under Ray."""
+"""``python -m cifar_dist.train``: train an image classifier with DDP workers under Ray."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import shlex
 import sys
-import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from cifar_dist.cli import parse_train, run_command
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
 from cifar_dist.events import Listener, Order, Plan, RestartCounter, ignore
-from cifar_dist.model.resnet import check_starting_weights
+from cifar_dist.model.networks import check_network, check_starting_weights
 from cifar_dist.registry import SCHEDULES
 from cifar_dist.reports.attempt import leave_report
 from cifar_dist.runs.commit import git_commit
@@ -96,7 +95,7 @@ def _run(
     from cifar_dist.data.cache import CachedDataset, prepare
     from cifar_dist.data.sources import find_source
 
-    check_starting_weights(config)
+    check_network(config)
     source = find_source(config.dataset, str(config.data_dir))
 
     def begin(where: str) -> CachedDataset:
@@ -112,6 +111,7 @@ def _run(
         return dataset
 
     if config.max_workers == 0:
+        check_starting_weights(config)
         from cifar_dist.training.fit import fit
 
         dataset = begin("this process, without Ray")
@@ -130,19 +130,31 @@ def _run(
     from cifar_dist.cluster.resources import have_resources
     from cifar_dist.cluster.session import check_shared, session
 
-    if not config.use_gpu:  # GPUs that are not there are refused seconds earlier without it
-        # Loaded while Ray starts, which mostly waits: it brings torch.
-        behind = "cifar_dist.cluster.trainer"
-        threading.Thread(target=importlib.import_module, args=[behind]).start()
+    loading = ThreadPoolExecutor(1)
+    if not config.use_gpu:  # GPUs that are not there are refused seconds earlier without torch
+        # Submitted before Ray starts, which mostly waits.
+        loaded = loading.submit(_load_trainer, config)
     with session(config.verbose) as where:
         have_resources(config, listener)
         check_shared(run.path)
+        if config.use_gpu:
+            loaded = loading.submit(_load_trainer, config)
+        loaded.result()
         from cifar_dist.cluster.trainer import train_on_ray
 
         dataset = begin(where)
         outcome = train_on_ray(config, run, dataset.fingerprint, launched, listener)
         assert outcome is not None  # only trials are stopped
         return outcome
+
+
+def _load_trainer(config: TrainConfig) -> None:
+    """Load torch and what trains on Ray, and refuse starting weights of another network.
+
+    Weights from a file load torchvision too; without any, only workers do.
+    """
+    check_starting_weights(config)
+    import cifar_dist.cluster.trainer  # noqa: F401
 
 
 def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> Plan:
@@ -155,7 +167,7 @@ def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> P
         config.max_epochs,
         steps,
         lines=[
-            f"cifar_dist {__version__}: ResNet-18 on {config.dataset} "
+            f"cifar_dist {__version__}: {config.network} on {config.dataset} "
             f"({dataset.train_images:,} training, {dataset.validation_images:,} validation, "
             f"{dataset.test_images:,} test images)",
             f"{workers}{where}; {config.max_epochs} epochs x {steps} steps, "

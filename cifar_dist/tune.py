@@ -17,7 +17,7 @@ from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.events import Listener, SearchPlan, ignore
-from cifar_dist.model.resnet import check_starting_weights
+from cifar_dist.model.networks import check_network, check_starting_weights
 from cifar_dist.reports.attempt import leave_report
 from cifar_dist.runs.commit import git_commit
 from cifar_dist.search.directory import SearchDirectory
@@ -179,9 +179,9 @@ def _run(
     optuna = config.search == "optuna"
     numbers = list(range(config.num_samples)) if optuna else trial_table.numbers()
     left = [number for number in numbers if not trial_table.finished(number)]
-    for trial in _configs(config, trial_table):
-        if trial.weights != "none":
-            check_starting_weights(trial)
+    trials = _configs(config, trial_table)
+    for trial in trials:
+        check_network(trial)
     source = find_source(base.dataset, str(base.data_dir))
     if not left:
         return
@@ -197,7 +197,8 @@ def _run(
         from cifar_dist.cluster.tuner import run_trials, slots, tidy
 
         dataset = prepare(base.dataset, source)
-        for trial in _configs(config, trial_table):
+        for trial in trials:
+            check_starting_weights(trial)
             dataset.check_batches(trial.batch_size, config.workers)
         for number in numbers:
             if number not in left:

@@ -40,7 +40,9 @@ def settings(file: str, name: str) -> list[tuple[str, str, str]]:
         given = "" if field.value is None else ast.unparse(field.value)
         default = {"None": "", "True": "on", "False": "off"}.get(given, given.strip("'"))
         if default.startswith("TrainConfig."):
-            of_train = {flag: value for flag, value, _ in settings("config/train.py", "TrainConfig")}
+            of_train = {
+                flag: value for flag, value, _ in settings("config/train.py", "TrainConfig")
+            }
             default = of_train["--" + default.removeprefix("TrainConfig.").replace("_", "-")]
         shown = "--" + setting.replace("_", "-")
         if "Positional" in kind:

@@ -1,4 +1,4 @@
-"""What `evaluate` measures: each image once, the run's own figures, whatever the workers."""
+"""What `evaluate` measures: each image once, the run's own metrics, whatever the workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from cifar_dist.config.model import EvaluateConfig, PredictConfig
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset, prepare
-from cifar_dist.data.datamodule import Shard
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import UserError
 from cifar_dist.evaluate import Evaluated, evaluate
@@ -22,7 +21,7 @@ from cifar_dist.inference.model import load_trained
 from cifar_dist.inference.predictions import Predictions
 from cifar_dist.inference.scores import score
 from cifar_dist.inference.sharded import shard_logits
-from cifar_dist.model.resnet import read_weights
+from cifar_dist.model.weights import read_weights
 from cifar_dist.predict import predict
 from cifar_dist.train import Trained, train
 from tests.conftest import run_command
@@ -56,7 +55,7 @@ def test_it_finds_what_the_run_found(trained: Trained) -> None:
     assert evaluated(trained, split="train").scores.images == 144
 
 
-def test_the_run_kept_the_answers_that_are_found_again(
+def test_the_run_kept_the_predictions_that_are_found_again(
     trained: Trained, dataset: CachedDataset
 ) -> None:
     kept = Predictions.from_bytes(trained.run.predictions_file.read_bytes())
@@ -81,7 +80,7 @@ def test_files_hold_what_is_returned(trained: Trained) -> None:
     hardest = sorted((trained.run.path / "hardest-test").iterdir())
     assert len(hardest) == 24
     assert hardest[0].name.startswith("01-")
-    # The right class is the least probable for the first: the model takes it for another.
+    # The label is the least probable for the first: the model predicts another class.
     first = next(predict(PredictConfig(model=str(trained.run.path), images=(str(hardest[0]),))))
     assert first.classes[0][0] != hardest[0].stem.removeprefix("01-")
 
@@ -93,10 +92,8 @@ def test_workers_parts_make_up_the_whole_to_the_bit(
     config = trained_config(EvaluateConfig(model=str(trained.run.path)))
     weights = read_weights(str(trained.run.model_file))
     model = load_trained("weights", weights, config, dataset.about)
-    whole = shard_logits(model, dataset, "test", 12, Shard(0, 1))
-    parts = [
-        shard_logits(model, dataset, "test", 12, Shard(rank, workers)) for rank in range(workers)
-    ]
+    whole = shard_logits(model, dataset, "test", 12)
+    parts = [shard_logits(model, dataset, "test", 12, rank, workers) for rank in range(workers)]
     assert whole.shape == (40, 10)
     assert np.array_equal(np.concatenate(parts), whole)
 
@@ -122,13 +119,13 @@ def test_weights_of_ones_own_are_measured_too(
 
 
 def test_figures_are_those_of_the_definitions() -> None:
-    # Four images of two classes, answered with confidence 0.8, 0.6, 0.8 and 0.6, one wrongly.
+    # Four images of two classes, predicted with confidence 0.8, 0.6, 0.8 and 0.6, one wrongly.
     odds = np.log(np.array([[4, 1], [1.5, 1], [1, 4], [1.5, 1]]))
     labels = np.array([0, 0, 1, 1])
     found = score(odds.astype(np.float32), labels, ("cat", "dog"))
     assert found.accuracy == 0.75
     assert found.loss == pytest.approx(-np.log([0.8, 0.6, 0.8, 0.4]).mean())
-    # Of two answers with 0.8 both are right, of two with 0.6 one is.
+    # Of two predictions with 0.8 both are correct, of two with 0.6 one is.
     assert found.ece == pytest.approx((2 * 0.2 + 2 * 0.1) / 4, abs=1e-6)
     assert found.confusion.tolist() == [[2, 0], [1, 1]]
     assert found.per_class.to_dict("list") == {

@@ -1,4 +1,4 @@
-"""What `export` writes: the model's own answers, where neither Ray nor Lightning is installed."""
+"""What `export` writes: the model's own logits, where neither Ray nor Lightning is installed."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_file_gives_the_models_logits_without_ray_and_lightning(
     assert tuple(loaded["classes"]) == dataset.classes
 
 
-def test_a_file_that_answers_otherwise_is_not_kept(
+def test_a_file_with_other_logits_is_not_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cifar_dist.inference import exported
@@ -103,8 +103,8 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     right = exported._safetensors
 
     def wrong(module, about):
-        content, answer = right(module, about)
-        return content, lambda images: answer(images) + 0.01
+        content, logits_of = right(module, about)
+        return content, lambda images: logits_of(images) + 0.01
 
     monkeypatch.setattr(exported, "_safetensors", wrong)
     config = ExportConfig(model=str(run), format="safetensors", output=str(tmp_path / "x"))
@@ -139,7 +139,7 @@ def test_extras_that_are_missing_are_named(run: Path, monkeypatch: pytest.Monkey
         export(ExportConfig(model=str(run), format="onnx"))
 
 
-def test_what_is_inside_is_told_by_the_environment_file(run: Path) -> None:
+def test_the_environment_file_says_what_the_data_set_was(run: Path) -> None:
     saved = json.loads((run / "environment.json").read_text())["dataset"]
     assert saved["name"] == "cifar10"
     assert len(saved["classes"]) == 10

@@ -102,7 +102,7 @@ def test_it_predicts_what_it_is_evaluated_to(of_a_kind: Trained, tmp_path: Path)
         )
 
 
-def test_it_is_exported_with_the_answers_of_its_weights(of_a_kind: Trained, tmp_path: Path) -> None:
+def test_it_is_exported_with_the_logits_of_its_weights(of_a_kind: Trained, tmp_path: Path) -> None:
     file = tmp_path / "model.pt2"
     config = ExportConfig(model=str(of_a_kind.run.path), output=str(file), check_images=20)
     assert export(config).same_class == 20
@@ -158,4 +158,4 @@ def test_a_model_of_float16_is_exported_and_reported(half: RunDirectory, trained
     half.predictions_file.unlink()
     page = Path(str(report([half.path]))).read_text()
     right = round(trained.summary["test_accuracy"] * 40)
-    assert f"{right} of 40 test images were answered rightly" in page
+    assert f"{right} of 40 test images were classified correctly" in page

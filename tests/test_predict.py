@@ -1,4 +1,4 @@
-"""What `predict` answers: any image, each on its line, broken ones told and passed over."""
+"""What `predict` prints: a line for each image of any kind; unreadable ones are reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from PIL import Image
 from cifar_dist.config.model import PredictConfig
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
-from cifar_dist.data.datamodule import Shard
 from cifar_dist.data.sources import find_source
 from cifar_dist.inference.images import read_picture
 from cifar_dist.inference.model import model_of
@@ -51,7 +50,7 @@ def test_images_of_the_data_set_get_what_evaluation_gives(
     found = list(predict(config))
     model, _ = model_of(config)
     dataset = prepare("cifar10", find_source("cifar10", str(few_digits)))
-    logits = shard_logits(model, dataset, "test", 256, Shard(0, 1)).astype(np.float64)
+    logits = shard_logits(model, dataset, "test", 256).astype(np.float64)
     odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert [Path(each.image).name for each in found] == [f"{n:03}.png" for n in range(40)]
     for each, expected in zip(found, odds, strict=True):
@@ -149,7 +148,7 @@ def test_what_is_no_picture_is_said_in_one_line(content: bytes) -> None:
         read_picture(content)
 
 
-def test_a_missing_file_and_an_empty_folder_are_told(trained: Trained, tmp_path: Path) -> None:
+def test_a_missing_file_and_an_empty_folder_are_reported(trained: Trained, tmp_path: Path) -> None:
     run = str(trained.run.path)
     done = run_command(tmp_path, run, "none.png", module="cifar_dist.predict")
     assert done.code == 1

@@ -1,4 +1,4 @@
-"""An evaluation on Ray: workers share the images, the driver puts their logits together."""
+"""An evaluation on Ray: workers share the images, the driver concatenates their logits."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Work:
 
 
 def logits_on_ray(work: Work) -> NDArray[np.float32]:
-    """``[n, classes]`` logits of a split, from the cluster that this process is connected to.
+    """Compute ``[n, classes]`` logits of a split on the cluster that this process is connected to.
 
     Raises:
         UserError: a worker's node has no such data, or no GPU.
-        RunFailed: a worker failed, also when its task was tried again.
+        RunFailed: a worker failed, and so did the retries of its task.
     """
     given = ray.put(work)
     reserved = worker_resources(work.config)
@@ -55,14 +55,12 @@ def _share(work: Work, rank: int, world_size: int) -> Any:
     from safetensors.torch import load
 
     from cifar_dist.data.cache import prepare_same
-    from cifar_dist.data.datamodule import Shard
-    from cifar_dist.inference.model import load_trained
-    from cifar_dist.inference.sharded import shard_logits
-    from cifar_dist.model.seeding import set_seed
+    from cifar_dist.inference.sharded import split_logits
 
     config = work.config
-    assert config.data_dir is not None  # settled when the config was made
-    set_seed(config.seed, config.deterministic, config.tf32)
+    assert config.data_dir is not None  # resolved when the config was made
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
-    model = load_trained(work.where, load(work.weights), config, dataset.about)
-    return shard_logits(model, dataset, work.split, work.batch_size, Shard(rank, world_size))
+    return split_logits(
+        work.where, load(work.weights), config, dataset, work.split, work.batch_size, rank,
+        world_size,
+    )  # fmt: skip

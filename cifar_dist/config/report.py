@@ -24,7 +24,7 @@ class ReportConfig:
     """File to write (default: report.html in the directory; comparison.html here for several)."""
     data_dir: str | None = None
     """Folder with the run's images (default: the run's). Only looked for where the run has not kept
-    what it answered to them; nothing is downloaded."""
+    its predictions for them; nothing is downloaded."""
 
     def __post_init__(self) -> None:
         if not self.paths:

@@ -1,4 +1,4 @@
-"""A model as a file for elsewhere: one module from bytes to logits, normalisation inside.
+"""A model as a file for other programs: one module from bytes to logits, normalisation inside.
 
 Loading such a file takes torch (or an ONNX runtime), neither Ray nor Lightning nor this package.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 
 import safetensors.torch
 import torch
@@ -18,13 +17,11 @@ from cifar_dist.data.cache import DatasetInfo
 from cifar_dist.data.sources import SIDE
 from cifar_dist.errors import UserError
 from cifar_dist.inference.model import TrainedModel
-
-Answer = Callable[[Tensor], Tensor]
-"""``[n, 3, 32, 32]`` bytes to ``[n, classes]`` logits."""
+from cifar_dist.inference.sharded import Logits
 
 
 class WithNormalisation(nn.Module):
-    """``[n, 3, 32, 32]`` bytes to ``[n, classes]`` float32 logits."""
+    """A module from ``[n, 3, 32, 32]`` bytes to ``[n, classes]`` float32 logits."""
 
     mean: Tensor
     std: Tensor
@@ -40,7 +37,7 @@ class WithNormalisation(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         pixels = (images.float() - self.mean) / self.std
         if self.size != SIDE:
-            # Antialiasing changes nothing where images grow, and not every format knows it.
+            # Antialiasing changes nothing where images are enlarged, and not all formats have it.
             pixels = F.interpolate(
                 pixels,
                 (self.size, self.size),
@@ -52,16 +49,16 @@ class WithNormalisation(nn.Module):
         return logits
 
 
-def exported(model: TrainedModel, about: DatasetInfo, form: str) -> tuple[bytes, Answer]:
-    """A file's content, and what answers when it is loaded again.
+def exported(model: TrainedModel, about: DatasetInfo, form: str) -> tuple[bytes, Logits]:
+    """Return a file's content, and a function that computes logits with it, loaded again.
 
     Args:
         model: in float32, on the CPU.
-        about: what it was trained on; its classes go along where a format has room for them.
+        about: what it was trained on; its classes are included where a format has room for them.
         form: ``torch``, ``onnx`` or ``safetensors``.
 
     Raises:
-        UserError: what is needed for the format is not installed.
+        UserError: a package that the format needs is not installed.
     """
     module = WithNormalisation(model).eval()
     return {"torch": _torch, "onnx": _onnx, "safetensors": _safetensors}[form](module, about)
@@ -75,7 +72,7 @@ def _example() -> tuple[Tensor]:
     return (torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8),)
 
 
-def _torch(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Answer]:
+def _torch(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Logits]:
     n = torch.export.Dim("n")
     program = torch.export.export(module, _example(), dynamic_shapes={"images": {0: n}})
     file = io.BytesIO()
@@ -84,7 +81,7 @@ def _torch(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Answer
     return file.getvalue(), loaded
 
 
-def _onnx(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Answer]:
+def _onnx(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Logits]:
     try:
         import onnx
         import onnxruntime
@@ -104,20 +101,20 @@ def _onnx(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Answer]
     content: bytes = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
-    def answer(images: Tensor) -> Tensor:
+    def logits_of(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
-    return content, answer
+    return content, logits_of
 
 
-def _safetensors(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Answer]:
+def _safetensors(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Logits]:
     state = {name: value.contiguous() for name, value in module.state_dict().items()}
     metadata = {**_about(about), "image_size": str(module.size)}
     content = safetensors.torch.save(state, metadata)
     loaded = safetensors.torch.load(content)
 
-    def answer(images: Tensor) -> Tensor:
+    def logits_of(images: Tensor) -> Tensor:
         logits: Tensor = torch.func.functional_call(module, loaded, (images,))
         return logits
 
-    return content, answer
+    return content, logits_of

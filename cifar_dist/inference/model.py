@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,9 @@ from cifar_dist.data.transforms import Normalisation
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, ignore
 from cifar_dist.inference.lookup import run_of, trained_config, weights_file
-from cifar_dist.model.resnet import check_weights, read_weights, resnet18
+from cifar_dist.model.networks import check_weights, make_network
 from cifar_dist.model.seeding import set_seed
+from cifar_dist.model.weights import read_weights, shapes_of
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -35,7 +37,7 @@ class TrainedModel:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """``[n, 3, H, W]`` bytes to ``[n, classes]`` float32 on the CPU."""
+        """Return ``[n, classes]`` float32 on the CPU for ``[n, 3, H, W]`` bytes, as one batch."""
         pixels = self.normalisation.resize(self.normalisation.apply(images.to(self.device)))
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -47,27 +49,30 @@ class TrainedModel:
 
 
 def load_trained(
-    where: str, weights: dict[str, Tensor], config: TrainConfig, dataset: DatasetInfo
+    where: str, weights: Mapping[str, Tensor], config: TrainConfig, dataset: DatasetInfo
 ) -> TrainedModel:
-    """A model with these weights, on the device that the config names.
+    """Return a model with these weights, on the device that the config names.
+
+    Seeds the process's generators and sets torch's switches for determinism, as for the run.
 
     Args:
         where: the weights' file, for messages.
-        weights: by torchvision's names.
-        config: stem, image size, precision, device.
+        weights: by name.
+        config: network, stem, image size, precision, device, seed.
         dataset: what it was trained on.
 
     Raises:
         UserError: the weights are another network's or for other classes, or there is no GPU.
     """
+    set_seed(config.seed, config.deterministic, config.tf32)
     if config.use_gpu and not torch.cuda.is_available():
-        raise UserError("--use-gpu: torch finds no GPU here; leave it out")
-    check_weights(where, {name: tuple(v.shape) for name, v in weights.items()}, config.stem)
-    if (classes := len(weights["fc.bias"])) != len(dataset.classes):
+        raise UserError("--use-gpu: torch finds no GPU here; omit it")
+    classes = check_weights(where, shapes_of(weights), config.network, config.stem)
+    if classes not in (None, len(dataset.classes)):
         raise UserError(
             f"{where}: is for {classes} classes, and {dataset.name} has {len(dataset.classes)}"
         )
-    network = resnet18(len(dataset.classes), config.stem)
+    network = make_network(config.network, len(dataset.classes), config.stem)
     network.load_state_dict(weights)
     device = torch.device("cuda" if config.use_gpu else "cpu")
     if config.channels_last:
@@ -84,7 +89,7 @@ def load_trained(
 def model_of(
     config: ModelConfig, listener: Listener = ignore, **here: Any
 ) -> tuple[TrainedModel, DatasetInfo]:
-    """The model that a config names, on this process's device, and what it was trained on.
+    """Return the model that a config names, on this process's device, and its data set's info.
 
     Args:
         config: names the model.
@@ -105,5 +110,4 @@ def model_of(
     else:
         source = find_source(trained.dataset, str(trained.data_dir))
         about = prepare(trained.dataset, source).about
-    set_seed(trained.seed, trained.deterministic, trained.tf32)
     return load_trained(file, read_weights(file), trained, about), about

@@ -1,16 +1,19 @@
-"""What a classifier answered to a split's images, kept with the run: numbers, no torch."""
+"""A classifier's predictions for a split's images, kept with the run: numbers, no torch."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from cifar_dist.data.cache import CachedDataset
+
 MISTAKES_KEPT = 24
-"""Wrongly answered images that are kept as pictures: those with the highest confidence."""
+"""Misclassified images that are kept as pictures: those with the highest confidence."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +22,30 @@ class Predictions:
 
     split: Literal["test", "val"]
     epoch: int
-    """1-based: the epoch whose weights answered."""
+    """1-based: the epoch whose weights they are of."""
     classes: tuple[str, ...]
     logits: NDArray[np.float32]
     """``[n, classes]``"""
     labels: NDArray[np.uint8]
     """``[n]``"""
     mistakes: NDArray[np.int64]
-    """Positions in the split of the wrong answers that are kept as pictures, the surest first."""
+    """Positions in the split of the misclassified images that are kept as pictures, the most
+    confident first."""
     pictures: NDArray[np.uint8]
     """``[mistakes, 3, H, W]``"""
+
+    @classmethod
+    def of_split(
+        cls,
+        dataset: CachedDataset,
+        split: Literal["test", "val"],
+        epoch: int,
+        logits: NDArray[np.float32],
+    ) -> Predictions:
+        """Make the predictions for a split of a data set from their logits."""
+        images, members = dataset.part(split)
+        labels = np.asarray(images.labels[members])
+        return cls.of(split, epoch, dataset.classes, logits, labels, images.images, members)
 
     @classmethod
     def of(
@@ -41,27 +58,31 @@ class Predictions:
         images: NDArray[np.uint8],
         members: NDArray[np.int64],
     ) -> Predictions:
-        """The answers, with the pictures of the surest mistakes picked out.
+        """Make predictions, with the pictures of the most confident mistakes.
 
         Args:
-            images: ``[all, 3, H, W]``, of which only those pictures are touched.
+            images: ``[all, 3, H, W]``, of which only those pictures are read.
             members: ``[n]`` which of them are the split's.
         """
-        answers = logits.argmax(axis=1)
-        wrong = np.flatnonzero(answers != labels)
-        sure = confidences(logits[wrong])
-        mistakes = wrong[np.argsort(-sure, kind="stable")][:MISTAKES_KEPT]
+        wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+        confident = confidences(logits[wrong])
+        mistakes = wrong[np.argsort(-confident, kind="stable")][:MISTAKES_KEPT]
         pictures = np.ascontiguousarray(images[members[mistakes]])
         return cls(split, epoch, classes, logits, labels, mistakes, pictures)
 
     @property
-    def answers(self) -> NDArray[np.int64]:
-        """``[n]`` numbers of the classes that were answered."""
+    def predicted(self) -> NDArray[np.int64]:
+        """``[n]`` numbers of the predicted classes."""
         found: NDArray[np.int64] = self.logits.argmax(axis=1)
         return found
 
+    @property
+    def correct(self) -> int:
+        """Number of images that were classified correctly."""
+        return int((self.predicted == self.labels).sum())
+
     def to_bytes(self) -> bytes:
-        """A safetensors file."""
+        """Return the content of a safetensors file."""
         from safetensors.numpy import save
 
         about = {"split": self.split, "epoch": self.epoch, "classes": self.classes}
@@ -70,7 +91,7 @@ class Predictions:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Predictions:
-        """What `to_bytes` made.
+        """Read what `to_bytes` returned.
 
         Raises:
             ValueError: it is something else, or damaged.
@@ -91,14 +112,14 @@ class Predictions:
                 **{name: arrays[name] for name in _ARRAYS},
             )
         except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(f"holds no answers ({error})") from None
+            raise ValueError(f"holds no predictions ({error})") from None
 
 
 _ARRAYS = ("logits", "labels", "mistakes", "pictures")
 
 
 def confidences(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """``[n]`` softmax probabilities of the answers to ``[n, classes]`` logits."""
+    """Return ``[n]`` softmax probabilities of the classes that ``[n, classes]`` logits predict."""
     values = logits.astype(np.float64)
     odds = np.exp(values - values.max(axis=1, keepdims=True, initial=-np.inf))
     found: NDArray[np.float64] = 1 / odds.sum(axis=1)

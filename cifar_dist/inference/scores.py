@@ -1,6 +1,6 @@
-"""What a classifier's answers are worth: figures over logits and labels.
+"""Metrics of a classifier, from logits and labels.
 
-At import this loads no torch: a report does without it.
+At import this loads no torch, which a report does not need.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of one set of images."""
+    """Metrics over one set of images."""
 
     images: int
     accuracy: float
@@ -29,10 +29,10 @@ class Scores:
     per_class: pd.DataFrame
     """A row a class: ``class``, ``images``, ``precision``, ``recall``, ``f1``."""
     confusion: NDArray[np.int64]
-    """``[classes, classes]`` images, by label (rows) and answer (columns)."""
+    """``[classes, classes]`` images, by label (rows) and prediction (columns)."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Return all metrics as plain values."""
         return {
             "images": self.images,
             "accuracy": self.accuracy,
@@ -44,36 +44,36 @@ class Scores:
 
 
 def score(logits: NDArray[np.float32], labels: NDArray[Any], classes: tuple[str, ...]) -> Scores:
-    """The figures of ``[n, classes]`` logits against ``[n]`` labels; sums are in float64."""
+    """Compute the metrics of ``[n, classes]`` logits for ``[n]`` labels; sums are in float64."""
     import torch
     import torch.nn.functional as F
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     values = torch.from_numpy(logits).double()
     truth = torch.from_numpy(labels.astype(np.int64))
-    answers = logits.argmax(axis=1)
+    predicted = logits.argmax(axis=1)
     return Scores(
         images=len(labels),
-        accuracy=int((answers == labels).sum()) / len(labels),
+        accuracy=int((predicted == labels).sum()) / len(labels),
         loss=float(F.cross_entropy(values, truth)),
         ece=float(
             multiclass_calibration_error(
                 values.softmax(dim=1), truth, len(classes), n_bins=CALIBRATION_BINS
             )
         ),
-        per_class=per_class(labels, answers, classes),
-        confusion=confusion(labels, answers, len(classes)),
+        per_class=per_class(labels, predicted, classes),
+        confusion=confusion(labels, predicted, len(classes)),
     )
 
 
 def per_class(
-    labels: NDArray[Any], answers: NDArray[Any], classes: tuple[str, ...]
+    labels: NDArray[Any], predicted: NDArray[Any], classes: tuple[str, ...]
 ) -> pd.DataFrame:
-    """`Scores.per_class` of ``[n]`` labels and answers; without torch."""
+    """Compute `Scores.per_class` of ``[n]`` labels and predictions, without torch."""
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, f1, images = precision_recall_fscore_support(
-        labels, answers, labels=np.arange(len(classes)), zero_division=0.0
+        labels, predicted, labels=np.arange(len(classes)), zero_division=0.0
     )
     return pd.DataFrame(
         {
@@ -86,9 +86,9 @@ def per_class(
     )
 
 
-def confusion(labels: NDArray[Any], answers: NDArray[Any], classes: int) -> NDArray[np.int64]:
-    """`Scores.confusion` of ``[n]`` labels and answers; without torch."""
+def confusion(labels: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    """Compute `Scores.confusion` of ``[n]`` labels and predictions, without torch."""
     from sklearn.metrics import confusion_matrix
 
-    counts: NDArray[np.int64] = confusion_matrix(labels, answers, labels=np.arange(classes))
+    counts: NDArray[np.int64] = confusion_matrix(labels, predicted, labels=np.arange(classes))
     return counts

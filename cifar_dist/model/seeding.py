@@ -98,7 +98,7 @@ def nondeterminism_reported(listener: Listener, reported: set[str] | None = None
 
 
 def generator_states() -> dict[str, Any]:
-    """Where every generator of this process is, as tensors and plain values."""
+    """Return the state of every generator of this process, as tensors and plain values."""
     version, words, gauss = random.getstate()
     numpy: Any = np.random.get_state(legacy=True)
     return {
@@ -110,7 +110,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Put every generator of this process where `generator_states` found it."""
+    """Set every generator of this process to the state that `generator_states` returned."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     name, key, *rest = states["numpy"]

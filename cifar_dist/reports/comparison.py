@@ -1,4 +1,4 @@
-"""A page that lays runs over each other."""
+"""A page that compares runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from cifar_dist.reports import figures
+from cifar_dist.reports import run_figures
 from cifar_dist.reports.page import Cell, Page, Section, Table, cell, in_time, plain
 from cifar_dist.reports.run import environment_of, history_of
 from cifar_dist.runs.directory import RunDirectory
@@ -21,15 +21,15 @@ CURVES = {
     "lr": "Learning rate",
     "images_per_second": "Throughput",
 }
-_SAYS_NOTHING = {"name", "resume", "command"}
-"""What differs between any two runs."""
+_ALWAYS_DIFFER = {"name", "resume", "command"}
+"""Settings that differ between any two runs."""
 
 
 def comparison_page(runs: Sequence[RunDirectory]) -> Page:
-    """Several runs' curves, settings that differ and final figures.
+    """Compare runs: their curves, the settings that differ, and final figures.
 
     Raises:
-        UserError: one of them is no run, or its settings cannot be read.
+        UserError: one of them is not a run, or its settings cannot be read.
     """
     names = _names(runs)
     configs = {name: run.read_config().to_dict() for name, run in zip(names, runs, strict=True)}
@@ -39,9 +39,9 @@ def comparison_page(runs: Sequence[RunDirectory]) -> Page:
         drawing
         for metric, caption in CURVES.items()
         if begun
-        for drawing in figures.overlaid(begun, metric, caption)
+        for drawing in run_figures.overlaid(begun, metric, caption)
     ]
-    notes = [f"{name} has no epoch behind it." for name in names if name not in begun]
+    notes = [f"{name} has not finished an epoch." for name in names if name not in begun]
     environments = {name: environment_of(run) for name, run in zip(names, runs, strict=True)}
     return Page(
         title=" · ".join(names) if len(names) <= 4 else f"{len(names)} runs",
@@ -56,7 +56,7 @@ def comparison_page(runs: Sequence[RunDirectory]) -> Page:
 
 
 def _names(runs: Sequence[RunDirectory]) -> list[str]:
-    """Short names, whole paths where those are not enough."""
+    """Return short names, and whole paths of runs that share a name."""
     counts = Counter(run.name for run in runs)
     return [run.name if counts[run.name] == 1 else str(run.path) for run in runs]
 
@@ -101,7 +101,7 @@ def _differences(title: str, what: str, by_run: Mapping[str, Mapping[str, Any]])
     differ = [
         key
         for key in keys
-        if key not in _SAYS_NOTHING
+        if key not in _ALWAYS_DIFFER
         and any(each.get(key) != next(iter(by_run.values())).get(key) for each in by_run.values())
     ]
     if not differ:

@@ -10,22 +10,22 @@ import pandas as pd
 
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import DEFAULT_MAX_EPOCHS, TuneConfig, tune_setting_names
-from cifar_dist.reports import figures
-from cifar_dist.reports.figures import Setting
+from cifar_dist.reports import search_figures
 from cifar_dist.reports.page import Page, Section, Table, cell, in_time, names_and_values, share
+from cifar_dist.reports.search_figures import Setting
 from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.search.space import Domain, Space
 from cifar_dist.storage import AnyPath
 
 FEWEST_TRIALS = 10
-"""Trials with results below which no importance is told."""
+"""Trials with results below which no importance is shown."""
 TREES = 300
 SHUFFLES = 20
 """How often each setting is shuffled."""
 
 
 def search_page(directory: SearchDirectory) -> Page:
-    """All that is known of a search.
+    """Return the page of a search: all that its directory holds.
 
     Raises:
         UserError: there is no such search, or its settings cannot be read.
@@ -38,8 +38,8 @@ def search_page(directory: SearchDirectory) -> Page:
     settings = [_axis(name, domain, scored) for name, domain in space.domains.items()]
     sections = [_by_epoch(history, trials, config, best_trial)]
     if len(scored):
-        against = figures.settings_against(settings, scored, config.metric, best_trial)
-        lines = figures.parallel_coordinates(settings, scored, config.metric, config.mode)
+        against = search_figures.settings_against(settings, scored, config.metric, best_trial)
+        lines = search_figures.parallel_coordinates(settings, scored, config.metric, config.mode)
         sections += [
             Section("Settings against " + config.metric, drawings=[*lines, *against]),
             _importance(settings, scored, config),
@@ -69,17 +69,17 @@ def _settings(config: TuneConfig, space: Space) -> Section:
         names_and_values("Settings of the search", own, ordinary),
         names_and_values("Settings that all trials share", shared, ordinary),
     ]
-    return Section("Settings", ["What differs from the default is bold."], tables=tables)
+    return Section("Settings", ["Settings that differ from the default are bold."], tables=tables)
 
 
 def _ordinary(config: TuneConfig) -> TuneConfig:
-    """A search on the same data with nothing but defaults."""
+    """Return a search on the same data with nothing but defaults."""
     train = TrainConfig(dataset=config.train.dataset, max_epochs=DEFAULT_MAX_EPOCHS)
     return TuneConfig(train=train)
 
 
 def _frame(file: AnyPath) -> pd.DataFrame:
-    """A table; empty before it is there."""
+    """Read a table; empty before it is written."""
     return pd.read_parquet(io.BytesIO(file.read_bytes())) if file.is_file() else pd.DataFrame()
 
 
@@ -110,8 +110,8 @@ def _by_epoch(
     history: pd.DataFrame, trials: pd.DataFrame, config: TuneConfig, best_trial: str | None
 ) -> Section:
     if history.empty or trials.empty:
-        return Section("Trials by epoch", ["No trial has ended an epoch yet."])
-    drawn = figures.accuracy_by_epoch(history, trials, config.metric, best_trial)
+        return Section("Trials by epoch", ["No trial has finished an epoch yet."])
+    drawn = search_figures.accuracy_by_epoch(history, trials, config.metric, best_trial)
     return Section("Trials by epoch", drawings=drawn)
 
 
@@ -136,11 +136,11 @@ def _saved(trials: pd.DataFrame, config: TuneConfig, summary: dict[str, Any]) ->
         if summary["failed"] or summary["unfinished"]:
             notes.append("Epochs of trials that failed or are unfinished show as saved too.")
     rungs = _rungs(trials, config)
-    return Section("What ASHA saved", notes, figures.epochs_saved(trials, most), [rungs])
+    return Section("What ASHA saved", notes, search_figures.epochs_saved(trials, most), [rungs])
 
 
 def _rungs(trials: pd.DataFrame, config: TuneConfig) -> Table:
-    """How many trials came to each rung, and how many were stopped there."""
+    """Return how many trials reached each rung, and how many were stopped there."""
     rows = []
     rung, most = float(config.grace_period), config.train.max_epochs
     stopped = trials["status"] == "stopped"
@@ -152,7 +152,7 @@ def _rungs(trials: pd.DataFrame, config: TuneConfig) -> Table:
         rung *= config.reduction_factor
     rows.append((cell(f"epoch {most}, the last"), cell(int((trials["epochs"] >= most).sum())),
                  cell(int((stopped & (trials["epochs"] >= most)).sum()))))  # fmt: skip
-    return Table("Trials by rung", ("rung", "came to it", "stopped there"), rows)
+    return Table("Trials by rung", ("rung", "reached it", "stopped there"), rows)
 
 
 def _table(
@@ -164,7 +164,7 @@ def _table(
     names = [
         name for name in names if name not in ("reason", "error") or trials[name].notna().any()
     ]
-    # Best first, as a reader wants it; trials without a result at the end.
+    # Best first; trials without a result come last.
     ordered = trials.sort_values(config.metric, ascending=config.mode == "min", kind="stable")
     rows = [
         [cell(None if value is pd.NA else value) for value in row]
@@ -187,7 +187,7 @@ def _table(
 
 
 def _axis(name: str, domain: Domain, trials: pd.DataFrame) -> Setting:
-    """A searched setting, placed on an axis: listed values in their order, evenly."""
+    """Return a searched setting as an axis; listed values are evenly spaced, in their order."""
     values = trials[name] if name in trials else pd.Series(dtype=float)
     if domain.listed:
         listed = _ordered(domain.values)
@@ -223,8 +223,8 @@ def _importance(settings: list[Setting], trials: pd.DataFrame, config: TuneConfi
         return Section(
             title,
             [
-                f"{len(trials)} trials have results: too few to tell. It is told from "
-                f"{FEWEST_TRIALS} trials on, and worth something from many more."
+                f"{len(trials)} trials have results, too few to estimate importance: it takes "
+                f"{FEWEST_TRIALS}, and is reliable only with many more."
             ],
         )
     drops, explained = importance_of(settings, trials[config.metric].to_numpy(float))
@@ -235,27 +235,27 @@ def _importance(settings: list[Setting], trials: pd.DataFrame, config: TuneConfi
         "settings; a setting counts by how much worse it predicts these same trials when that "
         "setting is shuffled among them (permutation importance, mean and standard deviation of "
         f"{SHUFFLES} shuffles).",
-        _worth(explained),
-        "It says what went along with what in these trials, not what causes what. Stopped trials "
+        _reliability(explained),
+        "It shows correlation in these trials, not causation. Stopped trials "
         f"count with the {config.metric} of the few epochs that they ran, so settings that learn "
         "quickly at first look better.",
     ]
-    return Section(title, notes, figures.importance(drops, config.metric))
+    return Section(title, notes, search_figures.importance(drops, config.metric))
 
 
-def _worth(explained: float) -> str:
-    asked = f"On trials that a tree has not seen the forest explains R² = {explained:.2f}"
+def _reliability(explained: float) -> str:
+    explains = f"On trials that its trees have not seen the forest explains R² = {explained:.2f}"
     if explained <= 0.1:
-        return f"{asked}, next to nothing: do not read anything into the order below."
+        return f"{explains}, next to nothing: do not read anything into the order below."
     if explained < 0.5:
-        return f"{asked}, some of the differences: take the order below with care."
-    return f"{asked} of the differences."
+        return f"{explains}, some of the differences: take the order below with care."
+    return f"{explains}."
 
 
 def importance_of(
     settings: list[Setting], values: np.ndarray[Any, Any]
 ) -> tuple[pd.DataFrame, float]:
-    """Permutation importance of each setting that varies, the highest first.
+    """Compute the permutation importance of each setting that varies, the highest first.
 
     Returns:
         Columns ``setting``, ``mean_drop`` and ``std_drop`` (of R²); and R² of the forest on

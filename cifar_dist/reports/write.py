@@ -1,4 +1,4 @@
-"""From directories to a page's file."""
+"""Reading the directories that a report is of, and writing its file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_report(
     data_dir: str | None = None,
     measure: bool = True,
 ) -> AnyPath:
-    """Write a run's or a search's page, or one that compares runs.
+    """Write the page of a run or a search, or one that compares runs.
 
     Args:
         paths: directories: of a run, of a search, or of several runs.
@@ -53,7 +53,7 @@ def write_report(
         for each in opened:
             if isinstance(each, SearchDirectory):
                 raise UserError(
-                    f"{each.path}: is a search, and runs are compared; give its trials, e.g. "
+                    f"{each.path}: is a search, and only runs are compared; give its trials, e.g. "
                     f"{each.trials_folder}/t0000, or the search alone"
                 )
         page = comparison_page(runs)

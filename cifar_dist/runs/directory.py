@@ -199,8 +199,13 @@ class RunDirectory(Directory):
 
     @property
     def predictions_file(self) -> AnyPath:
-        """``test-answers.safetensors``: what those weights answered to each test image."""
-        return self.path / "test-answers.safetensors"
+        """``test-predictions.safetensors``: the logits of those weights for each test image."""
+        return self.path / "test-predictions.safetensors"
+
+    def find_predictions(self) -> AnyPath | None:
+        """Return the file of predictions, also by its name in runs of version 0.1.0, if any."""
+        files = (self.predictions_file, self.path / "test-answers.safetensors")
+        return next((file for file in files if file.is_file()), None)
 
     @property
     def error_file(self) -> AnyPath:

@@ -45,7 +45,7 @@ class AverageBatchNorm(Callback):
 
 
 class KeepPredictions(Callback):
-    """Writes the best epoch's predictions for the test images; rank 0 does.
+    """Writes the best epoch's predictions for the test images, on rank 0.
 
     A report is drawn from them without the network, e.g. where there is no GPU and no torch.
 
@@ -88,16 +88,7 @@ class KeepPredictions(Callback):
         # Every rank has a part of every batch, in the order of ranks.
         batches = zip(*(each["logits"] for each in ranks), strict=True)
         logits = torch.cat([part for batch in batches for part in batch]).numpy()
-        images, members = self.dataset.part("test")
-        predictions = Predictions.of(
-            "test",
-            self.best_epoch,
-            self.dataset.classes,
-            logits,
-            images.labels[members],
-            images.images,
-            members,
-        )
+        predictions = Predictions.of_split(self.dataset, "test", self.best_epoch, logits)
         write_atomically(self.run.predictions_file, predictions.to_bytes())
 
 

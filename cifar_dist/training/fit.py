@@ -27,7 +27,7 @@ from cifar_dist.data.datamodule import ImageDataModule
 from cifar_dist.errors import UserError
 from cifar_dist.events import Ask, EpochDone, Listener, Started, go_on, ignore
 from cifar_dist.model.classifier import Classifier
-from cifar_dist.model.resnet import resnet18
+from cifar_dist.model.networks import make_network
 from cifar_dist.model.seeding import nondeterminism_reported, set_seed
 from cifar_dist.model.synchronized import synchronize
 from cifar_dist.runs.directory import RunDirectory
@@ -174,7 +174,7 @@ def _assembled(
 
 
 def _classifier(config: TrainConfig, dataset: CachedDataset) -> Classifier:
-    network = resnet18(len(dataset.classes), config.stem, config.weights)
+    network = make_network(config.network, len(dataset.classes), config.stem, config.weights)
     if config.sync_batchnorm:
         synchronize(network)
     if config.channels_last:

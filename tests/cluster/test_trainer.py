@@ -20,14 +20,14 @@ from cifar_dist.cluster.process_group import SHUTDOWN_TIMEOUT_S
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import make_tune_config
 from cifar_dist.data.cache import CachedDataset, prepare
-from cifar_dist.data.datamodule import ImageDataModule, Shard
+from cifar_dist.data.datamodule import ImageDataModule
 from cifar_dist.data.sources import find_source
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Event, Plan, Started
 from cifar_dist.inference.model import TrainedModel, load_trained
 from cifar_dist.inference.predictions import Predictions
 from cifar_dist.inference.sharded import shard_logits
-from cifar_dist.model.resnet import read_weights
+from cifar_dist.model.weights import read_weights
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import Trained, main, train
 from cifar_dist.tune import search
@@ -88,7 +88,7 @@ def test_a_run_of_two_workers_is_complete(undisturbed: Trained) -> None:
         "checkpoints",
         "model.safetensors",
         "summary.json",
-        "test-answers.safetensors",
+        "test-predictions.safetensors",
     }
 
 
@@ -164,7 +164,7 @@ def test_three_workers_see_the_global_batches_of_one_and_a_killed_one_changes_no
     assert trained.outcome.test_images == 40
     kept = Predictions.from_bytes(trained.run.predictions_file.read_bytes())
     model, dataset = of_run(trained.run)
-    alone = shard_logits(model, dataset, "test", 40, Shard(0, 1))
+    alone = shard_logits(model, dataset, "test", 40)
     np.testing.assert_allclose(kept.logits, alone, rtol=1e-4, atol=1e-4)
     assert np.array_equal(kept.labels, dataset.open()[1].labels)
     assert [row["samples"] for row in trained.run.read_metrics()] == [144, 288]

@@ -61,7 +61,7 @@ def test_a_submitted_run_is_shown_and_complete(undisturbed: tuple[RunDirectory, 
     assert run.read_summary()["status"] == "completed"
     assert {file.name for file in run.path.iterdir()} == {
         "checkpoints", "config.yaml", "environment.json", "metrics.csv", "model.safetensors",
-        "report.html", "summary.json", "test-answers.safetensors",
+        "report.html", "summary.json", "test-predictions.safetensors",
     }  # fmt: skip
 
 

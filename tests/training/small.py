@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from cifar_dist.events import Event, StepDone
+from cifar_dist.registry import NETWORKS
 from cifar_dist.train import Trained
 from tests.training.test_fit import without_timing
 
@@ -62,7 +63,7 @@ class Breaking(Small):
 def small_network(make: Callable[[], nn.Module]) -> Iterator[None]:
     """While this lasts runs in this process train another network, and report each step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cifar_dist.training.fit.resnet18", lambda *args: make())
+        patch.setitem(NETWORKS._loaded, "resnet18", lambda num_classes: make())
         patch.setattr("cifar_dist.training.callbacks.SECONDS_BETWEEN_STEP_EVENTS", 0)
         yield
 

@@ -66,7 +66,7 @@ def test_the_run_directory_is_complete(undisturbed: Trained) -> None:
         "checkpoints",
         "model.safetensors",
         "summary.json",
-        "test-answers.safetensors",
+        "test-predictions.safetensors",
     }
     rows = run.read_metrics()
     assert tuple(rows[0]) == METRICS

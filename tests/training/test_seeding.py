@@ -167,7 +167,7 @@ EVALUATE_SHARE = """
 import dataclasses
 from safetensors.torch import save
 from cifar_dist.cluster.evaluator import Work, _share
-from cifar_dist.model.resnet import read_weights
+from cifar_dist.model.weights import read_weights
 from cifar_dist.config.model import EvaluateConfig
 from cifar_dist.inference.lookup import trained_config
 from cifar_dist.runs.directory import RunDirectory
