@@ -1,4 +1,4 @@
-"""``python -m cifar_dist.predict``: what a model takes images for."""
+"""``python -m cifar_dist.predict``: a model's predictions for images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXPORT = ("python", "-m", "cifar_dist.export")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model takes an image for."""
+    """A model's prediction for an image."""
 
     image: str
     """Its file, as it was found; ``-`` for standard input."""
@@ -66,7 +66,7 @@ def _predictions(
 
     with ThreadPoolExecutor() as pool:
         for batch in _batches(_inputs(config.images), config.batch_size):
-            read = list(pool.map(_read, [source for _, source in batch]))
+            read = list(pool.map(lambda each: _read(each[1], about), batch))
             pixels = [each for each in read if not isinstance(each, str)]
             found: Iterator[tuple[tuple[str, float], ...]] = iter(())
             if pixels:
@@ -114,11 +114,11 @@ def _batches(
         yield batch
 
 
-def _read(source: Path | bytes) -> NDArray[np.uint8] | str:
+def _read(source: Path | bytes, about: DatasetInfo) -> NDArray[np.uint8] | str:
     from cifar_dist.inference.images import read_picture
 
     try:
-        return read_picture(source)
+        return read_picture(source, about.side, about.channels)
     except ValueError as error:
         return str(error)
 

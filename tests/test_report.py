@@ -21,7 +21,7 @@ import pytest
 
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import make_tune_config
-from cifar_dist.data.sources import CIFAR10_CLASSES
+from cifar_dist.data.datasets.cifar10 import CLASSES
 from cifar_dist.errors import UserError
 from cifar_dist.inference.predictions import Predictions
 from cifar_dist.report import report
@@ -51,7 +51,7 @@ def history(epochs: int, workers: tuple[int, ...] = (2,), lr: float = 1e-3) -> l
     return rows
 
 
-def answers(classes: tuple[str, ...] = CIFAR10_CLASSES) -> Predictions:
+def answers(classes: tuple[str, ...] = CLASSES) -> Predictions:
     """To 60 images: all right but for three cats that are called dogs, one surer than the other."""
     labels = np.arange(60, dtype=np.uint8) % 10
     logits = np.zeros((60, 10), np.float32)
@@ -313,7 +313,7 @@ def test_the_same_files_give_the_same_bytes(pages: dict[str, Path], folder: Path
 
 def test_hostile_names_stay_text(folder: Path) -> None:
     hostile = '<script>alert("1")</script><img src=x onerror=alert(1)>'
-    classes = (hostile, "$x^{", "a&b", *CIFAR10_CLASSES[3:])
+    classes = (hostile, "$x^{", "a&b", *CLASSES[3:])
     made = make_run(folder, "hostile", kept=answers(classes), data_dir=f"/data/{hostile}")
     moved = folder / 'run "<i>$'
     shutil.move(made.path, moved)

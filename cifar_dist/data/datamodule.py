@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset
+from cifar_dist.data.datasets import LabelledImages
 from cifar_dist.data.order import batch_bounds, epoch_order, rank_slice
-from cifar_dist.data.sources import LabelledImages
 from cifar_dist.data.stores import ImageStore, make_store, to_device
 from cifar_dist.data.transforms import Augmentation, Draws, Normalisation
 
@@ -57,7 +57,7 @@ class TrainBatches:
     store: ImageStore
     members: NDArray[np.int64]
     """Numbers of the images that are trained on."""
-    labels: NDArray[np.uint8]
+    labels: NDArray[np.integer[Any]]
     """``[all]`` labels of all images of the source."""
     image_side: int
     """Of the source's images, in pixels."""
@@ -112,7 +112,7 @@ class EvaluationBatches:
 
     store: ImageStore
     members: NDArray[np.int64]
-    labels: NDArray[np.uint8]
+    labels: NDArray[np.integer[Any]]
     """``[all]`` labels of all images of the source."""
     batch_size: int
     """Global."""
@@ -184,13 +184,14 @@ class ImageDataModule(pl.LightningDataModule):
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def train_dataloader(self) -> TrainBatches:
+        self.config.check_image_side(self.dataset.image_side)
         self.dataset.check_batches(self.config.batch_size, self.shard.world_size)
         images, members = self.dataset.part("train")
         return TrainBatches(
             self._store(images),
             members,
             images.labels,
-            images.images.shape[-1],
+            self.dataset.image_side,
             self.augmentation,
             self.config.seed,
             self.config.batch_size,

@@ -1,4 +1,4 @@
-"""What a classifier answered to a split's images, kept with the run: numbers, no torch."""
+"""A classifier's predictions for a split's images, kept with the run; loads no torch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Predictions:
     classes: tuple[str, ...]
     logits: NDArray[np.float32]
     """``[n, classes]``"""
-    labels: NDArray[np.uint8]
-    """``[n]``"""
+    labels: NDArray[np.integer[Any]]
+    """``[n]`` numbers of classes, of a type that holds them all."""
     mistakes: NDArray[np.int64]
     """Positions in the split of the wrong answers that are kept as pictures, the surest first."""
     pictures: NDArray[np.uint8]
@@ -37,11 +37,11 @@ class Predictions:
         epoch: int,
         classes: tuple[str, ...],
         logits: NDArray[np.float32],
-        labels: NDArray[np.uint8],
+        labels: NDArray[np.integer[Any]],
         images: NDArray[np.uint8],
         members: NDArray[np.int64],
     ) -> Predictions:
-        """The answers, with the pictures of the surest mistakes picked out.
+        """Return the answers, with the pictures of the surest mistakes picked out.
 
         Args:
             images: ``[all, 3, H, W]``, of which only those pictures are touched.
@@ -61,7 +61,7 @@ class Predictions:
         return found
 
     def to_bytes(self) -> bytes:
-        """A safetensors file."""
+        """Return the content of a safetensors file."""
         from safetensors.numpy import save
 
         about = {"split": self.split, "epoch": self.epoch, "classes": self.classes}
@@ -70,7 +70,7 @@ class Predictions:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Predictions:
-        """What `to_bytes` made.
+        """Read what `to_bytes` made.
 
         Raises:
             ValueError: it is something else, or damaged.
@@ -98,7 +98,7 @@ _ARRAYS = ("logits", "labels", "mistakes", "pictures")
 
 
 def confidences(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """``[n]`` softmax probabilities of the answers to ``[n, classes]`` logits."""
+    """Return ``[n]`` softmax probabilities of the answers to ``[n, classes]`` logits."""
     values = logits.astype(np.float64)
     odds = np.exp(values - values.max(axis=1, keepdims=True, initial=-np.inf))
     found: NDArray[np.float64] = 1 / odds.sum(axis=1)

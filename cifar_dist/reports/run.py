@@ -160,9 +160,8 @@ def _settings(config: TrainConfig, environment: dict[str, Any]) -> Section:
 
 
 def _confusion(answers: Predictions) -> Section:
-    from cifar_dist.inference.scores import confusion, per_class
+    from cifar_dist.inference.scores import MATRIX_CLASSES, confusion, per_class
 
-    counts = confusion(answers.labels, answers.answers, len(answers.classes))
     frame = per_class(answers.labels, answers.answers, answers.classes)
     columns = ("class", "images", "precision", "recall", "F1")
     rows = [
@@ -183,10 +182,14 @@ def _confusion(answers: Predictions) -> Section:
     )
     if answers.split == "val":
         note += " The test images are left alone until the last epoch is over."
+    drawn = []
+    if len(answers.classes) <= MATRIX_CLASSES:
+        counts = confusion(answers.labels, answers.answers, len(answers.classes))
+        drawn = figures.confusion(counts, answers.classes)
     return Section(
         "Classes",
         [note],
-        figures.confusion(counts, answers.classes),
+        drawn,
         [Table("Precision, recall and F1 by class", columns, rows, sortable=True)],
     )
 

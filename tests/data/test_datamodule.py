@@ -12,7 +12,7 @@ import torch
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.datamodule import PADDING, Batch, ImageDataModule, Shard
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 
 
 @pytest.fixture(scope="module")
