@@ -31,7 +31,7 @@ def one_rank(rank: int, world_size: int, folder: str, settings: dict[str, Any]) 
     from cifar_dist.config.train import make_config
     from cifar_dist.data.cache import prepare
     from cifar_dist.data.datamodule import ImageDataModule, Shard
-    from cifar_dist.data.sources import find_source
+    from cifar_dist.data.datasets import find_source
     from cifar_dist.model.optim import make_optimizer
     from cifar_dist.model.resnet import resnet18
     from cifar_dist.model.seeding import set_seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import traceback
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from cifar_dist.config.train import TrainConfig
     from cifar_dist.data.cache import CachedDataset
-    from cifar_dist.data.sources import LabelledImages
+    from cifar_dist.data.datasets import LabelledImages
     from cifar_dist.inference.scores import Scores
 
 
@@ -77,7 +78,7 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
     )
 
     from cifar_dist.data.cache import prepare
-    from cifar_dist.data.sources import find_source
+    from cifar_dist.data.datasets import find_source
 
     dataset = prepare(trained.dataset, find_source(trained.dataset, str(trained.data_dir)))
     run = run_of(config)
@@ -160,7 +161,9 @@ def _write_hardest(
     into.mkdir()
     for place, number in enumerate(found.argsort(kind="stable")[:HARDEST], start=1):
         pixels = images.images[members[number]].transpose(1, 2, 0)
-        Image.fromarray(pixels).save(into / f"{place:02}-{classes[labels[number]]}.png")
+        name = re.sub(r"[^\w.+-]+", "_", classes[labels[number]])  # it may hold a slash
+        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        picture.save(into / f"{place:02}-{name}.png")
 
 
 def _csv(evaluated: Evaluated) -> bytes:
@@ -169,19 +172,14 @@ def _csv(evaluated: Evaluated) -> bytes:
 
 
 def _text(evaluated: Evaluated, model: str) -> str:
-    import pandas as pd
-
     scores = evaluated.scores
-    classes = list(scores.per_class["class"])
-    confusion = pd.DataFrame(scores.confusion, classes, [name[:5] for name in classes])
     lines = [
         f"{shown(evaluated.weights_file)} on {scores.images:,} {evaluated.split} images of "
         f"{evaluated.dataset}:",
         f"accuracy {scores.accuracy:.4f}, loss {scores.loss:.4f}, calibration error (ECE) "
         f"{scores.ece:.4f}",
         scores.per_class.to_string(index=False, float_format="{:.4f}".format),
-        "confusion matrix, a row for each label, a column for each prediction:",
-        confusion.to_string(),
+        *_confusion(scores),
     ]
     if (folder := evaluated.folder) is not None:
         names = [f"evaluation-{evaluated.split}.json", f"evaluation-{evaluated.split}.csv"]
@@ -193,6 +191,21 @@ def _text(evaluated: Evaluated, model: str) -> str:
             words = [model, str(shown(hardest)), "--top", "3"]
             lines.append(f"next: {shlex.join(['python', '-m', 'cifar_dist.predict', *words])}")
     return "\n".join(lines)
+
+
+def _confusion(scores: Scores) -> list[str]:
+    import pandas as pd
+
+    from cifar_dist.inference.scores import MATRIX_CLASSES
+
+    classes = list(scores.per_class["class"])
+    if len(classes) > MATRIX_CLASSES:
+        return [f"confusion of {len(classes)} classes: too wide to print; --format json has it"]
+    table = pd.DataFrame(scores.confusion, classes, classes)
+    return [
+        "confusion matrix, a row for each label, a column for each prediction:",
+        table.to_string(),
+    ]
 
 
 def main(words: list[str]) -> None:

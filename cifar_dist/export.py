@@ -14,7 +14,7 @@ from cifar_dist.terminal.hints import shown
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "safetensors": ".export.safetensors"}
 LOADING = {
-    "torch": "torch.export.load('{file}').module()(images), images [n, 3, 32, 32] uint8",
+    "torch": "torch.export.load('{file}').module()(images), images [n, {shape}] uint8",
     "onnx": "onnxruntime.InferenceSession('{file}').run(['logits'], {{'images': images}})",
     "safetensors": "safetensors.torch.load_file('{file}'), the network's names after 'network.'",
 }
@@ -29,6 +29,8 @@ class Exported:
     """What `export` returns."""
 
     file: AnyPath
+    image_shape: tuple[int, int, int]
+    """Channels, height and width of the images that the file takes."""
     images: int
     """Test images on which the file was compared with the model."""
     largest_difference: float
@@ -47,7 +49,7 @@ def export(config: ExportConfig) -> Exported:
     import numpy as np
 
     from cifar_dist.data.cache import prepare
-    from cifar_dist.data.sources import find_source
+    from cifar_dist.data.datasets import find_source
     from cifar_dist.inference.exported import exported
     from cifar_dist.inference.model import model_of
     from cifar_dist.inference.sharded import batched_logits
@@ -73,7 +75,7 @@ def export(config: ExportConfig) -> Exported:
             f"{file}: was not written: its logits differ from the model's by up to {largest:.2g}"
         )
     write_atomically(file, content)
-    return Exported(file, len(chosen), largest, same)
+    return Exported(file, (about.channels, about.side, about.side), len(chosen), largest, same)
 
 
 def main(words: list[str]) -> None:
@@ -85,7 +87,8 @@ def main(words: list[str]) -> None:
         f"is {found.largest_difference:.2g}; {found.same_class:,} of {found.images:,} get the same "
         "class"
     )
-    print(f"to load it: {LOADING[config.format].format(file=shown(found.file))}")
+    shape = ", ".join(map(str, found.image_shape))
+    print(f"to load it: {LOADING[config.format].format(file=shown(found.file), shape=shape)}")
 
 
 if __name__ == "__main__":

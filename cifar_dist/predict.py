@@ -66,7 +66,7 @@ def _predictions(
 ) -> Iterator[Prediction]:
     with ThreadPoolExecutor() as pool:
         for inputs in _chunks(_inputs(config.images), config.batch_size):
-            read = list(pool.map(_read, [source for _, source in inputs]))
+            read = list(pool.map(lambda each: _read(each[1], about), inputs))
             pixels = [each for each in read if not isinstance(each, str)]
             found = _classified(pixels, config, model, about)
             for (name, _), each in zip(inputs, read, strict=True):
@@ -125,11 +125,11 @@ def _chunks(
         yield chunk
 
 
-def _read(source: Path | bytes) -> NDArray[np.uint8] | str:
+def _read(source: Path | bytes, about: DatasetInfo) -> NDArray[np.uint8] | str:
     from cifar_dist.inference.images import read_picture
 
     try:
-        return read_picture(source)
+        return read_picture(source, about.side, about.channels)
     except ValueError as error:
         return str(error)
 

@@ -8,8 +8,9 @@ that it names.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 
@@ -111,6 +112,44 @@ DATASETS = Registry(
     },
 )
 """By ``--dataset``; see `cifar_dist.data.datasets`."""
+
+
+@dataclass(frozen=True)
+class DatasetTraits:
+    """Facts about a data set that settings and messages need before any image is read."""
+
+    title: str | None = None
+    """Its name in messages, e.g. ``CIFAR-10``; None for the one in the registry."""
+    mirrored_alike: bool = True
+    """Whether a mirrored image is still one of its class, so that flips are on by default."""
+    needs_folder: bool = True
+    """Whether its images are read from ``--data-dir``; False where a package brings them along."""
+    download: Callable[[Path], object] | None = None
+    """Downloads it into a folder; None where the user has to."""
+
+
+Find = TypeVar("Find", bound=Callable[..., Any])
+
+
+def with_traits(traits: DatasetTraits) -> Callable[[Find], Find]:
+    """Return a decorator that notes a data set's traits on the function that finds it.
+
+    The function's module should import NumPy and the like only where they are used: settings read
+    the traits, and would load them with it.
+    """
+
+    def noted(find: Find) -> Find:
+        vars(find)["traits"] = traits
+        return find
+
+    return noted
+
+
+def dataset_traits(name: str) -> DatasetTraits:
+    """Return a data set's traits; those of most data sets where its function notes none."""
+    traits: DatasetTraits = getattr(DATASETS.get(name), "traits", DatasetTraits())
+    return traits
+
 
 NETWORKS = Registry("network", {"resnet18": "cifar_dist.model.resnet:resnet18"})
 """By ``--network``; see `cifar_dist.model.networks`."""

@@ -17,7 +17,7 @@ from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
 from cifar_dist.events import Listener, Order, Plan, RestartCounter, ignore
 from cifar_dist.model.networks import check_network, check_starting_weights
-from cifar_dist.registry import SCHEDULES
+from cifar_dist.registry import SCHEDULES, dataset_traits
 from cifar_dist.reports.attempt import leave_report
 from cifar_dist.runs.commit import git_commit
 from cifar_dist.runs.directory import RunDirectory
@@ -93,10 +93,11 @@ def _run(
 ) -> Outcome:
     """Check what can be checked here, then train here or on a cluster."""
     from cifar_dist.data.cache import CachedDataset, prepare
-    from cifar_dist.data.sources import find_source
+    from cifar_dist.data.datasets import find_source
 
     check_network(config)
     source = find_source(config.dataset, str(config.data_dir))
+    config.check_image_side(source.image_side())
 
     def begin(where: str) -> CachedDataset:
         dataset = prepare(config.dataset, source)
@@ -199,7 +200,8 @@ def _results(trained: Trained, config: TrainConfig) -> list[str]:
 
 
 def _next_command(config: TrainConfig, run: RunDirectory, more: str) -> str:
-    if config.dataset == "digits":
+    # Data that come with a package are for trying things out: suggest the default data set.
+    if not dataset_traits(config.dataset).needs_folder:
         return f"{COMMAND} --num-workers {config.num_workers} --max-epochs 3"
     if not SCHEDULES.about(config.schedule).needs_horizon:
         return resume_command(COMMAND, run.name, config.storage_path, "--max-epochs", more)

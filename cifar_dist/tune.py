@@ -173,7 +173,7 @@ def _run(
 ) -> None:
     """Check what can be checked here, then run the trials that are left."""
     from cifar_dist.data.cache import prepare
-    from cifar_dist.data.sources import find_source
+    from cifar_dist.data.datasets import find_source
 
     base = config.trial_base
     optuna = config.search == "optuna"
@@ -183,6 +183,10 @@ def _run(
     for trial in trials:
         check_network(trial)
     source = find_source(base.dataset, str(base.data_dir))
+    image_side = source.image_side()
+    trial_table.space.check(base, image_side)
+    for trial in _configs(config, trial_table):
+        trial.check_image_side(image_side)
     if not left:
         return
 

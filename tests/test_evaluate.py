@@ -13,9 +13,9 @@ import torch
 from cifar_dist.config.model import EvaluateConfig, PredictConfig
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset, prepare
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import LabelledImages, find_source
 from cifar_dist.errors import UserError
-from cifar_dist.evaluate import Evaluated, evaluate
+from cifar_dist.evaluate import Evaluated, _text, _write_hardest, evaluate
 from cifar_dist.inference.lookup import trained_config
 from cifar_dist.inference.model import load_trained
 from cifar_dist.inference.predictions import Predictions
@@ -135,6 +135,35 @@ def test_figures_are_those_of_the_definitions() -> None:
         "recall": [1.0, 0.5],
         "f1": [pytest.approx(0.8), pytest.approx(2 / 3)],
     }
+
+
+def printed(classes: tuple[str, ...]) -> list[str]:
+    scores = score(np.eye(len(classes), dtype=np.float32), np.arange(len(classes)), classes)
+    return _text(Evaluated(Path("w"), "trees", "test", scores, None), "w").splitlines()
+
+
+def test_classes_that_begin_alike_are_told_apart_in_print() -> None:
+    lines = printed(("tree frog", "tree house", "tree"))
+    header = lines[lines.index("confusion, a row for each label, a column for each answer:") + 1]
+    assert header.split() == ["tree", "frog", "tree", "house", "tree"]
+
+
+def test_a_confusion_matrix_too_wide_to_read_is_not_printed() -> None:
+    lines = printed(tuple(map(str, range(300))))
+    assert lines[-1] == "confusion of 300 classes: too wide to print; --format json has it"
+    assert max(map(len, lines)) < 100
+
+
+def test_the_hardest_of_300_classes_are_named_by_their_own(tmp_path: Path) -> None:
+    labels = np.array([299, 256, 0, 43], np.int16)
+    classes = (*(f"class/{number}" for number in range(299)), "the last one")
+    logits = np.zeros((4, 300), np.float32)
+    logits[range(4), labels] = [1, 2, 3, 4]
+    images = LabelledImages(np.zeros((4, 1, 8, 8), np.uint8), labels)
+    _write_hardest(tmp_path, "test", logits, images, np.arange(4), classes)
+    assert sorted(file.name for file in (tmp_path / "hardest-test").iterdir()) == [
+        "01-the_last_one.png", "02-class_256.png", "03-class_0.png", "04-class_43.png"
+    ]  # fmt: skip
 
 
 def test_other_data_than_the_runs_is_refused(trained: Trained, small_parquet: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from cifar_dist.config.model import ExportConfig
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 from cifar_dist.errors import RunFailed
 from cifar_dist.export import export
 from cifar_dist.inference.model import model_of
@@ -144,3 +144,4 @@ def test_the_environment_file_says_what_the_data_set_was(run: Path) -> None:
     assert saved["name"] == "cifar10"
     assert len(saved["classes"]) == 10
     assert len(saved["mean"]) == len(saved["std"]) == 3
+    assert saved["side"] == 32

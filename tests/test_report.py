@@ -21,7 +21,7 @@ import pytest
 
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import make_tune_config
-from cifar_dist.data.sources import CIFAR10_CLASSES
+from cifar_dist.data.datasets.cifar10 import CLASSES
 from cifar_dist.errors import UserError
 from cifar_dist.events import Event, Warned
 from cifar_dist.inference.predictions import Predictions
@@ -52,7 +52,7 @@ def history(epochs: int, workers: tuple[int, ...] = (2,), lr: float = 1e-3) -> l
     return rows
 
 
-def predictions(classes: tuple[str, ...] = CIFAR10_CLASSES) -> Predictions:
+def predictions(classes: tuple[str, ...] = CLASSES) -> Predictions:
     """For 60 images: all correct but for three cats predicted as dogs, with rising confidence."""
     labels = np.arange(60, dtype=np.uint8) % 10
     logits = np.zeros((60, 10), np.float32)
@@ -314,7 +314,7 @@ def test_the_same_files_give_the_same_bytes(pages: dict[str, Path], folder: Path
 
 def test_hostile_names_stay_text(folder: Path) -> None:
     hostile = '<script>alert("1")</script><img src=x onerror=alert(1)>'
-    classes = (hostile, "$x^{", "a&b", *CIFAR10_CLASSES[3:])
+    classes = (hostile, "$x^{", "a&b", *CLASSES[3:])
     made = make_run(folder, "hostile", kept=predictions(classes), data_dir=f"/data/{hostile}")
     moved = folder / 'run "<i>$'
     shutil.move(made.path, moved)

@@ -15,7 +15,7 @@ import pytest
 
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import _plan
 from tests.conftest import PYTHON_PATH, Finished, first_images, run_command
@@ -126,6 +126,7 @@ def test_no_workers_need_no_ray(run_without_ray: Path) -> None:
         (["--storage-path", "/proc/runs"], "--storage-path /proc/runs: cannot be written"),
         (["--weights", "missing.safetensors"], "--weights /"),
         (["--resume", "--name", "none"], "there is no run in"),
+        (["--crop-padding", "33"], "--crop-padding 33: images are 32 pixels wide; lower it"),
     ],
 )
 def test_bad_usage_is_refused_in_one_line(tmp_path: Path, words: list[str], said: str) -> None:

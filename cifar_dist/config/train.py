@@ -36,6 +36,7 @@ from cifar_dist.registry import (
     NETWORKS,
     OPTIMIZERS,
     SCHEDULES,
+    dataset_traits,
 )
 from cifar_dist.storage import at
 
@@ -117,7 +118,8 @@ class TrainConfig:
     """Random crop: what the padding shows: constant (black), or reflect (the image, mirrored at its
     edge)."""
     flip: float | None = None
-    """Probability of a horizontal flip (default: 0.5; 0 for digits)."""
+    """Probability of a horizontal flip (default: 0.5; 0 where a mirrored image is no longer one of
+    its class, as of digits)."""
     cutout: int = 0
     """Side of the square that cutout blanks, in pixels; 0 for none."""
     label_smoothing: float = 0.0
@@ -215,18 +217,30 @@ class TrainConfig:
             raise UserError("--precision 16-mixed: needs --use-gpu; on CPU choose 32 or bf16-mixed")
         if self.data_on_device == "on" and not self.use_gpu:
             raise UserError("--data-on-device on: needs --use-gpu; leave it out")
-        if self.crop_padding > 32:
-            raise UserError(f"--crop-padding {self.crop_padding}: images are 32 pixels wide")
-        if self.crop_padding_mode == "reflect" and self.crop_padding > 31:
-            raise UserError(
-                f"--crop-padding {self.crop_padding}: --crop-padding-mode reflect has 31 pixels "
-                "to show beside an edge of 32; lower it"
-            )
         self._check_warmup()
         if self.cutout > self.image_size:
             raise UserError(f"--cutout {self.cutout}: images are {self.image_size} pixels wide")
         if self.resume and self.name is None:
             raise UserError("--resume: say which run to go on with, --name NAME")
+
+    def check_image_side(self, side: int) -> None:
+        """Check the settings that must fit the images of the data set.
+
+        Args:
+            side: height and width of every image, in pixels.
+
+        Raises:
+            UserError: one does not.
+        """
+        if self.crop_padding > side:
+            raise UserError(
+                f"--crop-padding {self.crop_padding}: images are {side} pixels wide; lower it"
+            )
+        if self.crop_padding_mode == "reflect" and self.crop_padding > side - 1:
+            raise UserError(
+                f"--crop-padding {self.crop_padding}: --crop-padding-mode reflect has {side - 1} "
+                f"pixels to show beside an edge of {side}; lower it"
+            )
 
     def _check_warmup(self) -> None:
         if self.warmup_epochs is None:
@@ -300,7 +314,7 @@ class TrainConfig:
     def reopened(settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings without those that only followed from others, so that they follow again."""
         opened = dict(settings)
-        if "flip" in opened and opened["flip"] == _flip(opened.get("dataset", "cifar10")):
+        if "flip" in opened and opened["flip"] == _flip(opened.get("dataset", TrainConfig.dataset)):
             del opened["flip"]
         if opened.get("gpus_per_worker") == float(opened.get("use_gpu", False)):
             opened.pop("gpus_per_worker", None)
@@ -336,7 +350,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
 
 
 def _flip(dataset: str) -> float:
-    return 0.0 if dataset == "digits" else 0.5  # a mirrored 3 is no digit
+    return 0.5 if dataset_traits(dataset).mirrored_alike else 0.0
 
 
 def setting_names() -> list[str]:

@@ -43,7 +43,7 @@ def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def batch_bounds(images: int, batch_size: int) -> NDArray[np.int64]:
-    """Where the global batches of an epoch begin and end.
+    """Return where the global batches of an epoch begin and end.
 
     An epoch shows every image once, in ``ceil(images / batch_size)`` steps. All batches are
     full but the last; where that one would hold less than half a batch, it shares evenly with
@@ -60,7 +60,7 @@ def batch_bounds(images: int, batch_size: int) -> NDArray[np.int64]:
 
 
 def rank_slice(images: int, rank: int, world_size: int) -> slice:
-    """The contiguous part of a global batch of ``images`` images that a rank takes.
+    """Return the contiguous part of a global batch of ``images`` images that a rank takes.
 
     The parts of all ranks make up the batch, in order; their sizes differ by at most one.
     """

@@ -20,10 +20,10 @@ _HALF = np.uint64(32)
 
 
 class Stream(IntEnum):
-    """What random numbers are for; the same counter in two streams gives unrelated numbers."""
+    """Purposes of random numbers; the same counter in two streams gives unrelated numbers."""
 
     ORDER = 0
-    CROP_AND_FLIP = 1
+    AUGMENTATION = 1  # of --augment: a run has one, so they share the stream
     CUTOUT = 2
     SPLIT = 3
 
@@ -62,7 +62,7 @@ def below(words: NDArray[np.uint64], bound: int) -> NDArray[np.int64]:
 
 
 def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Philox4x32-10 of many counters at once, which version 0.1.0 drew all its numbers from.
+    """Return Philox4x32-10 of many counters at once, from which version 0.1.0 drew all its numbers.
 
     Kept for the split into training and validation images alone: with another split a run that
     0.1.0 started would, resumed, train on the images that it is validated on.

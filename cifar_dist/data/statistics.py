@@ -42,7 +42,7 @@ class ChannelStatistics:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """``[channels]`` means, with pixel values scaled to 0..1.
+        """Return ``[channels]`` means, with pixel values scaled to 0..1.
 
         Raises:
             ValueError: no image was counted yet.
@@ -51,7 +51,7 @@ class ChannelStatistics:
 
     @property
     def std(self) -> NDArray[np.float64]:
-        """``[channels]`` standard deviations (of the population), scaled likewise.
+        """Return ``[channels]`` standard deviations (of the population), scaled likewise.
 
         Raises:
             ValueError: no image was counted yet.

@@ -14,35 +14,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar_dist.data.cache import DatasetInfo
-from cifar_dist.data.sources import SIDE
 from cifar_dist.errors import UserError
 from cifar_dist.inference.model import TrainedModel
 from cifar_dist.inference.sharded import Logits
 
 
 class WithNormalisation(nn.Module):
-    """A module from ``[n, 3, 32, 32]`` bytes to ``[n, classes]`` float32 logits."""
+    """A module from ``[n, channels, side, side]`` bytes to ``[n, classes]`` float32 logits.
+
+    Args:
+        model: whose network and normalisation it takes.
+        side: height and width of the images, in pixels.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: TrainedModel) -> None:
+    def __init__(self, model: TrainedModel, side: int) -> None:
         super().__init__()
         self.network = model.network
-        self.size = model.normalisation.size
+        self.side, self.size = side, model.normalisation.size
         for name in ("mean", "std"):  # of pixels from 0 to 255
             value = torch.tensor(getattr(model.normalisation, name)).mul(255).view(-1, 1, 1)
             self.register_buffer(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = (images.float() - self.mean) / self.std
-        if self.size != SIDE:
-            # Antialiasing changes nothing where images are enlarged, and not all formats have it.
+        if self.size != self.side:
+            # Antialiasing changes nothing where images grow, and not every format knows it.
             pixels = F.interpolate(
                 pixels,
                 (self.size, self.size),
                 mode="bilinear",
-                antialias=self.size < SIDE,
+                antialias=self.size < self.side,
                 align_corners=False,
             )
         logits: Tensor = self.network(pixels)
@@ -60,7 +64,7 @@ def exported(model: TrainedModel, about: DatasetInfo, form: str) -> tuple[bytes,
     Raises:
         UserError: a package that the format needs is not installed.
     """
-    module = WithNormalisation(model).eval()
+    module = WithNormalisation(model, about.side).eval()
     return {"torch": _torch, "onnx": _onnx, "safetensors": _safetensors}[form](module, about)
 
 
@@ -68,13 +72,13 @@ def _about(about: DatasetInfo) -> dict[str, str]:
     return {"dataset": about.name, "classes": json.dumps(about.classes)}
 
 
-def _example() -> tuple[Tensor]:
-    return (torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8),)
+def _example(about: DatasetInfo) -> tuple[Tensor]:
+    return (torch.zeros(2, about.channels, about.side, about.side, dtype=torch.uint8),)
 
 
 def _torch(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Logits]:
     n = torch.export.Dim("n")
-    program = torch.export.export(module, _example(), dynamic_shapes={"images": {0: n}})
+    program = torch.export.export(module, _example(about), dynamic_shapes={"images": {0: n}})
     file = io.BytesIO()
     torch.export.save(program, file, extra_files=_about(about))
     loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
@@ -92,7 +96,7 @@ def _onnx(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Logits]
         ) from None
     n = torch.export.Dim("n")
     program = torch.onnx.export(
-        module, _example(), dynamo=True, verbose=False, input_names=["images"],
+        module, _example(about), dynamo=True, verbose=False, input_names=["images"],
         output_names=["logits"], dynamic_shapes={"images": {0: n}},
     )  # fmt: skip
     assert program is not None  # only where it writes the file itself

@@ -1,4 +1,4 @@
-"""Pictures of any kind and size, as the network was trained to see images."""
+"""Pictures of any kind and size, as images of the size that a network was trained on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cifar_dist.data.sources import SIDE
 from cifar_dist.errors import first_line
 
+_MODES = {1: "L", 3: "RGB"}
+"""Pillow's names of kinds of images, by their channels."""
 
-def read_picture(source: Path | bytes) -> NDArray[np.uint8]:
-    """``[3, 32, 32]`` bytes: the middle square of a picture, upright, made small; alpha on white.
 
-    A picture of 32x32 pixels comes out as it is.
+def read_picture(source: Path | bytes, side: int, channels: int = 3) -> NDArray[np.uint8]:
+    """Return the middle square of a picture, upright, resized, and with alpha on white.
+
+    A picture of ``side`` x ``side`` pixels comes out as it is.
+
+    Args:
+        source: a file, or its content.
+        side: height and width of the result, in pixels.
+        channels: 3 for colour, 1 for grey.
+
+    Returns:
+        ``[channels, side, side]`` bytes.
 
     Raises:
         ValueError: it cannot be read; the message is one line.
@@ -33,7 +43,7 @@ def read_picture(source: Path | bytes) -> NDArray[np.uint8]:
                     white = Image.new("RGBA", layer.size, "white")
                     picture = Image.alpha_composite(white, layer)
                 square = ImageOps.fit(
-                    picture.convert("RGB"), (SIDE, SIDE), Image.Resampling.BILINEAR
+                    picture.convert(_MODES[channels]), (side, side), Image.Resampling.BILINEAR
                 )
     # Pillow's readers raise whatever a broken file makes them.
     except Exception as error:
@@ -41,11 +51,12 @@ def read_picture(source: Path | bytes) -> NDArray[np.uint8]:
         if isinstance(error, UnidentifiedImageError):
             said = "is no image"
         raise ValueError(said) from None
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    pixels = np.asarray(square).reshape(side, side, channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The files in a folder, and in those in it, whose names are of kinds that can be read."""
+    """Return the files in a folder and its subfolders whose names are of kinds that can be read."""
     Image.init()
     kinds = set(Image.registered_extensions())
     return sorted(

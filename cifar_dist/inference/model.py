@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cifar_dist.config.model import ModelConfig
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.data.cache import DatasetInfo, prepare
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 from cifar_dist.data.transforms import Normalisation
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, ignore
@@ -37,7 +37,7 @@ class TrainedModel:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Return ``[n, classes]`` float32 on the CPU for ``[n, 3, H, W]`` bytes, as one batch."""
+        """Return ``[n, classes]`` float32 logits, on the CPU, of ``[n, channels, H, W]`` bytes."""
         pixels = self.normalisation.resize(self.normalisation.apply(images.to(self.device)))
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -105,8 +105,9 @@ def model_of(
     run = run_of(config)
     saved = run and run.trained_on()
     if saved:
+        known = {name: saved[name] for name in DatasetInfo._fields if name in saved}
         lists = {name: tuple(saved[name]) for name in ("classes", "mean", "std")}
-        about = DatasetInfo(name=saved["name"], **lists)
+        about = DatasetInfo(**{**known, **lists})
     else:
         source = find_source(trained.dataset, str(trained.data_dir))
         about = prepare(trained.dataset, source).about

@@ -1,4 +1,4 @@
-"""A classifier's predictions for a split's images, kept with the run: numbers, no torch."""
+"""A classifier's predictions for a split's images, kept with the run; loads no torch."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Predictions:
     classes: tuple[str, ...]
     logits: NDArray[np.float32]
     """``[n, classes]``"""
-    labels: NDArray[np.uint8]
-    """``[n]``"""
+    labels: NDArray[np.integer[Any]]
+    """``[n]`` numbers of classes, of a type that holds them all."""
     mistakes: NDArray[np.int64]
     """Positions in the split of the misclassified images that are kept as pictures, the most
     confident first."""
@@ -54,7 +54,7 @@ class Predictions:
         epoch: int,
         classes: tuple[str, ...],
         logits: NDArray[np.float32],
-        labels: NDArray[np.uint8],
+        labels: NDArray[np.integer[Any]],
         images: NDArray[np.uint8],
         members: NDArray[np.int64],
     ) -> Predictions:

@@ -13,6 +13,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 CALIBRATION_BINS = 15
+MATRIX_CLASSES = 40
+"""Most classes whose confusion matrix is printed or drawn: a wider one cannot be read, and takes
+minutes to draw."""
 
 
 @dataclass(frozen=True)

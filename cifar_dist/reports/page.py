@@ -167,6 +167,7 @@ def as_picture(image: NDArray[np.uint8], label: str, predicted: str, confidence:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(image.transpose(1, 2, 0)).save(file, "PNG", optimize=True)
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
     source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     return Picture(source, label, predicted, confidence)

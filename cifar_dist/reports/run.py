@@ -160,10 +160,9 @@ def _settings(config: TrainConfig, environment: dict[str, Any]) -> Section:
 
 
 def _confusion(predictions: Predictions) -> Section:
-    from cifar_dist.inference.scores import confusion, per_class
+    from cifar_dist.inference.scores import MATRIX_CLASSES, confusion, per_class
 
     labels, predicted, classes = predictions.labels, predictions.predicted, predictions.classes
-    counts = confusion(labels, predicted, len(classes))
     frame = per_class(labels, predicted, classes)
     columns = ("class", "images", "precision", "recall", "F1")
     rows = [
@@ -183,10 +182,13 @@ def _confusion(predictions: Predictions) -> Section:
     )
     if predictions.split == "val":
         note += " The test images are not used until the last epoch has finished."
+    drawn = []
+    if len(classes) <= MATRIX_CLASSES:
+        drawn = run_figures.confusion(confusion(labels, predicted, len(classes)), classes)
     return Section(
         "Classes",
         [note],
-        run_figures.confusion(counts, classes),
+        drawn,
         [Table("Precision, recall and F1 by class", columns, rows, sortable=True)],
     )
 

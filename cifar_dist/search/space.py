@@ -116,15 +116,28 @@ class Space:
             sort_keys=False,
         )
 
-    def check(self, base: TrainConfig) -> None:
-        """See that every setting's values could run, the others being those of a config.
+    def check(self, base: TrainConfig, image_side: int | None = None) -> None:
+        """Check that every setting's values could run, the others being those of a config.
+
+        Args:
+            base: the config.
+            image_side: of the data set's images, in pixels; None while that is not known.
 
         Raises:
             UserError: one could not; the message names file, key, value and what is allowed.
         """
         for name, domain in self.domains.items():
             for value in domain.extremes():
-                self.configured(base, {name: value}, alone=True)
+                config = self.configured(base, {name: value}, alone=True)
+                if image_side is not None:
+                    self._check_image_side(config, image_side, name, value)
+
+    def _check_image_side(self, config: TrainConfig, side: int, name: str, value: Any) -> None:
+        try:
+            config.check_image_side(side)
+        except UserError as error:
+            where = f" (in {self.source}: {name} {value})" if flag(name) in str(error) else ""
+            raise UserError(f"{error}{where}") from None
 
     def configured(
         self, base: TrainConfig, drawn: Mapping[str, Any], alone: bool = False

@@ -21,7 +21,7 @@ from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import make_tune_config
 from cifar_dist.data.cache import CachedDataset, prepare
 from cifar_dist.data.datamodule import ImageDataModule
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Event, Plan, Started
 from cifar_dist.inference.model import TrainedModel, load_trained

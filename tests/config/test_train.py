@@ -85,7 +85,6 @@ def test_every_preset_makes_a_config(preset: str, use_gpu: bool) -> None:
         ({"ema": 1.0}, "--ema 1.0: must be a decay from 0 to below 1"),
         ({"final_lr_factor": -0.1}, "--final-lr-factor -0.1: must be a share from 0 to 1"),
         ({"crop_padding_mode": "edge"}, "--crop-padding-mode 'edge': must be constant or reflect"),
-        ({"crop_padding_mode": "reflect", "crop_padding": 32}, "--crop-padding 32: "),
         ({"warmup_epochs": 2}, "--warmup-epochs 2: --schedule steplr has no warm-up"),
         (
             {"schedule": "onecycle", "warmup_epochs": float("inf")},
@@ -103,6 +102,38 @@ def test_bad_settings_say_what_and_what_to_do(settings: dict, said: str) -> None
         make_config(settings)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "side", "said"),
+    [
+        ({"crop_padding": 33}, 32, "--crop-padding 33: images are 32 pixels wide; lower it"),
+        ({"crop_padding": 9}, 8, "--crop-padding 9: images are 8 pixels wide; lower it"),
+        (
+            {"crop_padding": 32, "crop_padding_mode": "reflect"},
+            32,
+            "--crop-padding 32: --crop-padding-mode reflect has 31 pixels to show",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_images_are_refused(settings, side: int, said: str) -> None:
+    config = TrainConfig(**settings)
+    with pytest.raises(UserError, match=said):
+        config.check_image_side(side)
+    config.check_image_side(side + 1)
+
+
+def test_a_crop_as_wide_as_the_images_is_not() -> None:
+    TrainConfig(crop_padding=32).check_image_side(32)
+    TrainConfig(crop_padding=31, crop_padding_mode="reflect").check_image_side(32)
+
+
+def test_flips_that_a_data_set_switched_off_follow_its_name_again() -> None:
+    digits = TrainConfig(dataset="digits").to_dict()
+    opened = TrainConfig.reopened(digits)
+    assert "flip" not in opened
+    assert make_config({**opened, "dataset": "cifar10"}).flip == 0.5
+    assert TrainConfig.reopened({**digits, "flip": 0.5})["flip"] == 0.5
 
 
 def test_yaml_reads_back_to_the_same_config(tmp_path) -> None:

@@ -12,7 +12,7 @@ import torch
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.datamodule import Batch, ImageDataModule
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 from cifar_dist.data.stores import DeviceImages, HostImages, ImageStore, make_store
 from cifar_dist.errors import UserError
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 from cifar_dist.errors import Interrupted, UserError
 from cifar_dist.events import EpochDone, Event, Plan, Started, StepDone, Warned
 from cifar_dist.model.resnet import resnet18
