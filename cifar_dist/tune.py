@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
 import time
@@ -77,7 +76,7 @@ def search(
         Interrupted: the process was asked to stop; what is needed to go on is saved.
     """
     began = time.monotonic()
-    config = dataclasses.replace(config, train=with_absolute_paths(config.train))
+    config = config.replace(train=with_absolute_paths(config.train))
     resume, storage_path = config.train.resume, config.train.storage_path
     if resume:
         directory = SearchDirectory.existing(config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,9 @@ METRICS = (
 count from the run's start; ``lr`` is that of the epoch's last step; losses and accuracies are
 means over all workers' images; ``images_per_second`` is of training, ``seconds`` of the epoch
 with its validation."""
+
+WHOLE_METRICS = frozenset({"epoch", "step", "samples", "world_size"})
+"""The columns of whole numbers."""
 
 TIMING_METRICS = ("images_per_second", "seconds")
 """The columns that differ between two runs of the same settings."""
@@ -44,3 +49,20 @@ class Outcome:
     """Steps that were undone because their loss, or a gradient in float16, was not finite."""
     weights_sha256: str
     """SHA-256 of the last epoch's weights as the bytes of a safetensors file."""
+
+
+def read_rows(text: str) -> list[dict[str, Any]]:
+    """Read the rows of a ``metrics.csv``, also one that another version wrote.
+
+    Returns:
+        A dict of `METRICS` a row. A column that the file does not have, or a value that it leaves
+        empty, is None; a column that only another version has is ignored.
+    """
+    rows = csv.DictReader(io.StringIO(text))
+    return [{name: _value(name, row.get(name)) for name in METRICS} for row in rows]
+
+
+def _value(name: str, text: str | None) -> float | None:
+    if not text:
+        return None
+    return int(text) if name in WHOLE_METRICS else float(text)

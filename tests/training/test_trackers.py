@@ -44,6 +44,4 @@ def test_what_cannot_be_told_is_refused(
 
 
 def _with(config, logger):
-    import dataclasses
-
-    return dataclasses.replace(config, logger=logger)
+    return config.replace(logger=logger)
