@@ -18,7 +18,14 @@ from cifar_dist.config.model import EvaluateConfig, ExportConfig, ModelConfig, P
 from cifar_dist.config.presets import PRESETS
 from cifar_dist.config.report import ReportConfig
 from cifar_dist.config.train import TrainConfig, make_config, setting_names, with_preset
-from cifar_dist.config.tune import TuneConfig, make_tune_config, split_settings, tune_setting_names
+from cifar_dist.config.tune import (
+    DEFAULT_MAX_EPOCHS,
+    TuneConfig,
+    make_tune_config,
+    split_settings,
+    tune_setting_names,
+)
+from cifar_dist.config.versions import as_given
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.search.directory import SearchDirectory
@@ -27,13 +34,14 @@ from cifar_dist.storage import StoreError
 
 
 def parse_train(words: Sequence[str]) -> TrainConfig:
-    """The config that a ``train`` command line means.
+    """Return the config that a ``train`` command line means.
 
     Precedence, lowest first: defaults, preset, ``--config`` file, flags. With ``--resume`` the
-    settings that the run was started with come in place of preset and file.
+    settings that the run was started with come in place of preset and file. What follows from
+    other settings, and was not given, follows from the final ones.
 
     Args:
-        words: the command line behind the program's name.
+        words: the command line after the program's name.
 
     Raises:
         UserError: an unknown flag, key or bad value.
@@ -41,14 +49,14 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
     """
     early = _before_the_rest(words)
     settings = _under_the_flags(early, RunDirectory.at, make_config)
-    defaults = TrainConfig.unsettled(TrainConfig.reopened(with_preset(settings)))
+    defaults = _unchecked(TrainConfig, with_preset(settings))
     return _parse(
         words, _Train, "train", ["config", *setting_names()], _Train(settings=defaults)
     ).settings
 
 
 def parse_tune(words: Sequence[str]) -> TuneConfig:
-    """The config that a ``tune`` command line means; precedence as of `parse_train`.
+    """Return the config that a ``tune`` command line means; precedence as of `parse_train`.
 
     A setting that is typed as a flag keeps its value, also if the space holds it.
 
@@ -59,16 +67,17 @@ def parse_tune(words: Sequence[str]) -> TuneConfig:
     early = _before_the_rest(words)
     settings = _under_the_flags(early, SearchDirectory.at, make_tune_config)
     own, of_trials = split_settings(settings)
-    defaults = TuneConfig.unsettled(TuneConfig.reopened({**own, **of_trials}))
+    trials = _unchecked(TrainConfig, {"max_epochs": DEFAULT_MAX_EPOCHS, **of_trials})
+    defaults = _unchecked(TuneConfig, {**own, "train": trials})
     names = ["config", *tune_setting_names(), *setting_names()]
     parsed = _parse(words, _Tune, "tune", names, _Tune(settings=defaults))
     typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words}
     fixed = tuple(name for name in setting_names() if typed & {name, f"no_{name}"})
-    return dataclasses.replace(parsed.settings, fixed=fixed)
+    return parsed.settings.replace(fixed=fixed)
 
 
 def parse_evaluate(words: Sequence[str]) -> EvaluateConfig:
-    """The config that an ``evaluate`` command line means.
+    """Return the config that an ``evaluate`` command line means.
 
     Raises:
         UserError: an unknown flag or bad value.
@@ -78,13 +87,28 @@ def parse_evaluate(words: Sequence[str]) -> EvaluateConfig:
 
 
 def parse_predict(words: Sequence[str]) -> PredictConfig:
-    """The config that a ``predict`` command line means; raises as `parse_evaluate`."""
+    """Return the config that a ``predict`` command line means; raises as `parse_evaluate`."""
     return _parse_model(words, PredictConfig, "predict")
 
 
 def parse_export(words: Sequence[str]) -> ExportConfig:
-    """The config that an ``export`` command line means; raises as `parse_evaluate`."""
+    """Return the config that an ``export`` command line means; raises as `parse_evaluate`."""
     return _parse_model(words, ExportConfig, "export")
+
+
+_Config = TypeVar("_Config", TrainConfig, TuneConfig)
+
+
+def _unchecked(kind: type[_Config], settings: Mapping[str, Any]) -> _Config:
+    """Return the defaults under some settings as they were given, for the parser alone.
+
+    The constructor would check them, and resolve what follows from others, before the flags that
+    change them are known.
+    """
+    defaults = object.__new__(kind)
+    for field in dataclasses.fields(kind):
+        object.__setattr__(defaults, field.name, settings.get(field.name, field.default))
+    return defaults
 
 
 _Model = TypeVar("_Model", bound=ModelConfig)
@@ -96,7 +120,7 @@ def _parse_model(words: Sequence[str], kind: type[_Model], command: str) -> _Mod
 
 
 def parse_report(words: Sequence[str]) -> ReportConfig:
-    """The config that a ``report`` command line means.
+    """Return the config that a ``report`` command line means.
 
     Raises:
         UserError: an unknown flag or bad value.
@@ -111,11 +135,11 @@ def _under_the_flags(
     at: Callable[[str, str], RunDirectory | SearchDirectory],
     make: Callable[[Mapping[str, Any], str], object],
 ) -> dict[str, Any]:
-    """The settings that flags lie over: of what is resumed, else of file and preset."""
+    """Return the settings that flags override: of what is resumed, else of file and preset."""
     if early.resume:
         storage_path, name = _resumed(early)
         saved = at(storage_path, name).read_config()
-        return {**saved.to_dict(), "storage_path": storage_path}
+        return {**saved.given(), "storage_path": storage_path}
     settings = {} if early.config is None else _from_file(early, make)
     if early.preset is not None:
         settings["preset"] = early.preset
@@ -123,7 +147,7 @@ def _under_the_flags(
 
 
 def _resumed(early: argparse.Namespace) -> tuple[str, str]:
-    """Storage path and name of what ``--resume`` goes on with."""
+    """Return storage path and name of what ``--resume`` names."""
     for name in ("config", "preset"):
         if (value := getattr(early, name)) is not None:
             raise UserError(
@@ -131,7 +155,7 @@ def _resumed(early: argparse.Namespace) -> tuple[str, str]:
                 f"leave --{name} out"
             )
     if early.name is None:
-        raise UserError("--resume: say which run to go on with, --name NAME")
+        raise UserError("--resume: say which run to resume, --name NAME")
     storage_path = early.storage_path or TrainConfig.storage_path
     named = TrainConfig(name=early.name, storage_path=storage_path)  # checks both
     return named.storage_path, early.name
@@ -140,8 +164,8 @@ def _resumed(early: argparse.Namespace) -> tuple[str, str]:
 def _from_file(
     early: argparse.Namespace, make: Callable[[Mapping[str, Any], str], object]
 ) -> dict[str, Any]:
-    """The settings of ``--config``, checked, so that what is wrong is said with the file's name."""
-    settings = read_settings(early.config)
+    """Return the settings of ``--config``, checked, so that messages name the file."""
+    settings = as_given(read_settings(early.config))
     make(settings, f" (in {early.config})")
     if settings.get("resume"):
         raise UserError(f"resume (in {early.config}): type --resume instead, with --name")
@@ -154,7 +178,7 @@ def _from_file(
 
 
 def _before_the_rest(words: Sequence[str]) -> argparse.Namespace:
-    """The flags that decide what the other flags' defaults are."""
+    """Return the flags that decide what the other flags' defaults are."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "preset", "name", "storage-path"):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="?")
@@ -225,7 +249,7 @@ def _parse(
 
 
 def _first_sentence(box: str) -> str:
-    """What tyro says in a drawn box of many lines, as one line without box and title."""
+    """Return what tyro says in a drawn box of many lines as one line, without box and title."""
     said = []
     for row in box.splitlines():
         text = row.strip(" │┃")
@@ -237,9 +261,9 @@ def _first_sentence(box: str) -> str:
 
 
 def run_command(command: Callable[[list[str]], None]) -> NoReturn:
-    """Call a command with the words behind the program's name, and leave the process.
+    """Call a command with the words after the program's name, and exit.
 
-    The exit code tells what came of it: 0 done; 1 the run failed; 2 bad usage, configuration
+    The exit code says what came of it: 0 done; 1 the run failed; 2 bad usage, configuration
     or data, one line on standard error; 130 interrupted.
     """
     interrupt_on_signals()

@@ -13,6 +13,7 @@ from typing import Any
 
 from cifar_dist import __version__
 from cifar_dist.cli import parse_train, run_command
+from cifar_dist.config.checks import check_image_side
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
 from cifar_dist.events import Listener, Order, Plan, RestartCounter, ignore
@@ -97,7 +98,7 @@ def _run(
 
     check_network(config)
     source = find_source(config.dataset, str(config.data_dir))
-    config.check_image_side(source.image_side())
+    check_image_side(config, source.image_side())
 
     def begin(where: str) -> CachedDataset:
         dataset = prepare(config.dataset, source)

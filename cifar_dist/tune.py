@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_dist import __version__
 from cifar_dist.cli import parse_tune, run_command
+from cifar_dist.config.checks import check_image_side
 from cifar_dist.config.files import read_settings
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.config.tune import TuneConfig
@@ -77,7 +77,7 @@ def search(
         Interrupted: the process was asked to stop; what is needed to go on is saved.
     """
     began = time.monotonic()
-    config = dataclasses.replace(config, train=with_absolute_paths(config.train))
+    config = config.replace(train=with_absolute_paths(config.train))
     resume, storage_path = config.train.resume, config.train.storage_path
     if resume:
         directory = SearchDirectory.existing(config)
@@ -186,7 +186,7 @@ def _run(
     image_side = source.image_side()
     trial_table.space.check(base, image_side)
     for trial in _configs(config, trial_table):
-        trial.check_image_side(image_side)
+        check_image_side(trial, image_side)
     if not left:
         return
 

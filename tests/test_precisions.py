@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -59,7 +58,7 @@ def float16(few_digits: Path, folder: Path) -> Trained:
         trained = train_one(few_digits, folder)
     on_gpus = {"use_gpu": True, "gpus_per_worker": None, "num_workers": 2}
     config = trained.run.read_config()
-    trained.run.write_config(dataclasses.replace(config, precision="16-mixed", **on_gpus))
+    trained.run.write_config(config.replace(precision="16-mixed", **on_gpus))
     return trained
 
 
@@ -115,11 +114,8 @@ def half(trained: Trained, tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "half")
     shutil.copytree(Path(str(trained.run.path)), Path(str(run.path)))
     config = trained.run.read_config()
-    run.write_config(
-        dataclasses.replace(
-            config, use_gpu=True, gpus_per_worker=None, num_workers=2, precision="16-mixed"
-        )
-    )
+    on_gpus = {"use_gpu": True, "gpus_per_worker": None, "num_workers": 2}
+    run.write_config(config.replace(precision="16-mixed", **on_gpus))
     return run
 
 

@@ -1,17 +1,76 @@
-"""What settings are made of: their types, ranges and durations, and the flags that name them."""
+"""What settings are made of: types, ranges, durations, flags, and what follows from others."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import yaml
 
 from cifar_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Base of configs in which the default of a setting may follow from other settings.
+
+    Such a setting is None when it is not given. Once the object exists all settings hold their
+    final values, and the object remembers which of them were derived, so that they follow again
+    when another config is made from this one.
+    """
+
+    # Not a field, so that it is neither compared nor written. An object that derives a setting
+    # has a mapping of its own, which pickle and copy keep.
+    _derived: ClassVar[Mapping[str, str]] = {}
+
+    def _derive(self, name: str, value: Any, source: str) -> None:
+        """Give a setting that is None the value that follows from ``source``."""
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
+            object.__setattr__(self, "_derived", {**self._derived, name: source})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every setting by name, resolved, as plain values that YAML and JSON hold."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def derived(self) -> Mapping[str, str]:
+        """Return the settings that were derived, each with what it follows from."""
+        return self._derived
+
+    def given(self) -> dict[str, Any]:
+        """Return every setting by name as it was given: None where it was derived."""
+        return {**self.to_dict(), **dict.fromkeys(self.derived())}
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a config with some settings changed; what was derived follows again.
+
+        Raises:
+            UserError: a value has the wrong type or lies outside its range.
+        """
+        again: dict[str, Any] = {**dict.fromkeys(self._derived), **changes}
+        return dataclasses.replace(self, **again)
+
+
+def settings_as_yaml(config: Resolved) -> str:
+    """Return the settings of a config as they were given, as the text of a YAML file.
+
+    A derived one is null, with its value in a comment: read back, it follows again.
+    """
+    resolved, derived = config.to_dict(), config.derived()
+    lines = []
+    for name, value in config.given().items():
+        lines.append(yaml.safe_dump({name: value}, sort_keys=False).rstrip("\n"))
+        if name in derived:
+            lines[-1] += f"  # {resolved[name]}: follows from {derived[name]}"
+    return "\n".join(lines) + "\n"
 
 
 def whole_or_fraction(gpus: float) -> bool:
@@ -20,12 +79,12 @@ def whole_or_fraction(gpus: float) -> bool:
 
 
 def flag(name: str) -> str:
-    """The command-line flag of a setting: ``weight_decay`` gives ``--weight-decay``."""
+    """Return the command-line flag of a setting: ``--weight-decay`` for ``weight_decay``."""
     return "--" + name.replace("_", "-")
 
 
 def unknown_name(kind: str, name: str, where: str, known: list[str]) -> UserError:
-    """The error for a name that is not among the known ones, with the nearest known one."""
+    """Return the error for a name that is not among the known ones, with the nearest of those."""
     near = difflib.get_close_matches(name, known, n=1)
     advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
     return UserError(f"unknown {kind} {name}{where}: {advice}")
@@ -41,14 +100,14 @@ DURATION = r"(\d+(?:\.\d+)?)([smh]?)"
 
 
 def in_seconds(duration: str) -> float:
-    """Seconds of what `DURATION` matches."""
+    """Return the seconds of what `DURATION` matches."""
     match = re.fullmatch(DURATION, duration)
     assert match is not None  # checked when the config was made
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def as_duration(given: Any) -> Any:
-    """A number, as YAML has it, as text; anything else as it is."""
+    """Return a number, as YAML has it, as text, and anything else as it is."""
     number = isinstance(given, int | float) and not isinstance(given, bool)
     return f"{given:g}" if number else given
 
@@ -58,7 +117,7 @@ Ranges = Sequence[tuple[str, Callable[[Any], object], str]]
 
 
 def check_ranges(config: Any, ranges: Ranges) -> None:
-    """See that every setting that has a range lies in it.
+    """Check that every setting that has a range lies in it.
 
     Raises:
         UserError: one does not.
@@ -74,16 +133,21 @@ def coerce_fields(config: Any, but: tuple[str, ...] = ()) -> None:
 
     Args:
         config: the config.
-        but: fields that are no plain values.
+        but: fields to skip, since they hold no plain values.
 
     Raises:
         UserError: a value has another type.
     """
-    kinds = typing.get_type_hints(type(config))
+    kinds = _declared(config.__class__)
     for field in dataclasses.fields(config):
         if field.name not in but:
             value = _as_declared(field.name, getattr(config, field.name), kinds[field.name])
             object.__setattr__(config, field.name, value)
+
+
+@functools.cache  # the hints are text, and evaluating them took 4 ms for each config of a search
+def _declared(config: type) -> dict[str, Any]:
+    return typing.get_type_hints(config)
 
 
 def _as_declared(name: str, value: Any, kind: Any) -> Any:

@@ -12,14 +12,14 @@ from cifar_dist.storage import AnyPath, at
 
 
 def read_settings(file: str | AnyPath, given_by: str = "--config") -> dict[str, Any]:
-    """The settings in a YAML file, by name; values are checked when a config is made of them.
+    """Read the settings in a YAML file; values are checked when a config is made of them.
 
     Args:
         file: the YAML file.
         given_by: the flag that names it, for messages.
 
     Raises:
-        UserError: the file is missing, is no YAML, or holds anything but settings by name.
+        UserError: the file is missing, is not YAML, or holds anything but settings by name.
     """
     try:
         text = at(file).read_text(encoding="utf-8")

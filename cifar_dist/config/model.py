@@ -38,7 +38,7 @@ class ModelConfig:
 
     @classmethod
     def ranges(cls) -> Ranges:
-        """What must hold for the settings that this class adds."""
+        """Return what must hold for the settings that this class adds."""
         return []
 
 

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import yaml
-
+from cifar_dist.config.checks import RANGES, check_together
 from cifar_dist.config.fields import (
-    DURATION,
-    Ranges,
+    Resolved,
     as_duration,
     check_ranges,
     coerce_fields,
-    finite,
     in_seconds,
+    settings_as_yaml,
     unknown_name,
-    whole_or_fraction,
 )
 from cifar_dist.config.presets import PRESETS
 from cifar_dist.errors import UserError
@@ -57,11 +53,10 @@ else:  # choices, for the command line and for the check of types
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Resolved):
     """Every setting of a training run. Immutable; made by flags, by YAML or in Python.
 
-    Settings whose default depends on another one (``data_dir``, ``flip``,
-    ``gpus_per_worker``) hold their final value once the object exists.
+    ``data_dir``, ``flip`` and ``gpus_per_worker`` follow from others where they are not given.
 
     Raises:
         UserError: a value has the wrong type or lies outside its range.
@@ -123,7 +118,7 @@ class TrainConfig:
     cutout: int = 0
     """Side of the square that cutout blanks, in pixels; 0 for none."""
     label_smoothing: float = 0.0
-    """Shard of the target spread over all classes."""
+    """Share of the target spread over all classes."""
     ema: float = 0.0
     """Decay per step of the exponential moving average of the weights, which is then what is
     evaluated and kept; 0 for none."""
@@ -155,20 +150,20 @@ class TrainConfig:
     sync_batchnorm: bool = False
     """Batch normalisation over the whole global batch; one worker and two give the same bits."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """When a step's loss is not finite: stop the run, or skip that update and go on."""
+    """When a step's loss is not finite: stop the run, or skip that update and continue."""
     storage_path: str = "runs"
     """Folder that run directories are made in, on a cluster one that all nodes share; or an object
     store, e.g. s3://bucket/runs."""
     name: str | None = None
     """Name of the run's directory (default: made from dataset and time)."""
     resume: bool = False
-    """Go on with the run of that --name, with the settings that it was started with."""
+    """Resume the run of that --name, with the settings that it was started with."""
     checkpoint_every: int | str = 1
     """Epochs between two checkpoints, or steps, e.g. 200s."""
     max_failures: int = 3
     """Restarts before the run fails."""
     logger: LoggerName = "none"
-    """Also tell a tracker of each epoch, by Lightning's logger for it (an extra of that name)."""
+    """Also log each epoch to a tracker, by Lightning's logger for it (an extra of that name)."""
     wait_for_resources: str = "10m"
     """How long a cluster that grows by itself is waited for when it has too little: seconds, or
     90s, 10m, 2h; 0 for not at all."""
@@ -178,100 +173,18 @@ class TrainConfig:
     """Show what Ray, Lightning and torch print."""
 
     def __post_init__(self) -> None:
-        self._settle("wait_for_resources", as_duration(self.wait_for_resources))
+        object.__setattr__(self, "wait_for_resources", as_duration(self.wait_for_resources))
         coerce_fields(self)
-        if self.data_dir is None:
-            self._settle("data_dir", os.environ.get("CIFAR_DIST_DATA") or "data")
-        if self.flip is None:
-            self._settle("flip", _flip(self.dataset))
-        if self.gpus_per_worker is None:
-            self._settle("gpus_per_worker", 1.0 if self.use_gpu else 0.0)
-        check_ranges(self, _RANGES)
-        self._check_together()
-
-    def _settle(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-    def _check_together(self) -> None:
-        fewest, most = self.min_workers, self.max_workers
-        if fewest > most or (self.elastic and fewest < 1):
-            raise UserError(
-                f"--num-workers {self.num_workers}: a range is MIN:MAX, 1 <= MIN <= MAX, e.g. 1:4"
-            )
-        if self.batch_size < 2 * most:
-            raise UserError(
-                f"--batch-size {self.batch_size}: {most} workers need at least 2 images each, "
-                f"{2 * most} in all; raise --batch-size or lower --num-workers"
-            )
-        if not self.use_gpu and self.gpus_per_worker:
-            raise UserError(f"--gpus-per-worker {self.gpus_per_worker:g}: add --use-gpu")
-        if self.use_gpu and not self.gpus_per_worker:
-            raise UserError("--gpus-per-worker 0: contradicts --use-gpu; leave one of them out")
-        assert self.gpus_per_worker is not None  # see above
-        if not whole_or_fraction(self.gpus_per_worker):
-            raise UserError(
-                f"--gpus-per-worker {self.gpus_per_worker:g}: Ray gives whole GPUs or a part of "
-                f"one; use {int(self.gpus_per_worker)} or {int(self.gpus_per_worker) + 1}"
-            )
-        if self.precision == "16-mixed" and not self.use_gpu:
-            raise UserError("--precision 16-mixed: needs --use-gpu; on CPU choose 32 or bf16-mixed")
-        if self.data_on_device == "on" and not self.use_gpu:
-            raise UserError("--data-on-device on: needs --use-gpu; leave it out")
-        self._check_warmup()
-        if self.cutout > self.image_size:
-            raise UserError(f"--cutout {self.cutout}: images are {self.image_size} pixels wide")
-        if self.resume and self.name is None:
-            raise UserError("--resume: say which run to go on with, --name NAME")
-
-    def check_image_side(self, side: int) -> None:
-        """Check the settings that must fit the images of the data set.
-
-        Args:
-            side: height and width of every image, in pixels.
-
-        Raises:
-            UserError: one does not.
-        """
-        if self.crop_padding > side:
-            raise UserError(
-                f"--crop-padding {self.crop_padding}: images are {side} pixels wide; lower it"
-            )
-        if self.crop_padding_mode == "reflect" and self.crop_padding > side - 1:
-            raise UserError(
-                f"--crop-padding {self.crop_padding}: --crop-padding-mode reflect has {side - 1} "
-                f"pixels to show beside an edge of {side}; lower it"
-            )
-
-    def _check_warmup(self) -> None:
-        if self.warmup_epochs is None:
-            return
-        if not SCHEDULES.about(self.schedule).has_warmup:
-            others = ", ".join(name for name in SCHEDULES if SCHEDULES.about(name).has_warmup)
-            raise UserError(
-                f"--warmup-epochs {self.warmup_epochs:g}: --schedule {self.schedule} has no "
-                f"warm-up; choose another --schedule ({others}), or omit --warmup-epochs"
-            )
-        if self.warmup_epochs >= self.max_epochs:
-            raise UserError(
-                f"--warmup-epochs {self.warmup_epochs:g}: must be below --max-epochs "
-                f"{self.max_epochs}, so that the learning rate falls again; lower it"
-            )
-
-    @classmethod
-    def unsettled(cls, settings: Mapping[str, Any]) -> TrainConfig:
-        """Defaults under the given settings, unchecked, with what depends on others still open.
-
-        Only good for a command-line parser, which lays flags over it before anything follows
-        from anything.
-        """
-        defaults = object.__new__(cls)
-        for field in dataclasses.fields(cls):
-            object.__setattr__(defaults, field.name, settings.get(field.name, field.default))
-        return defaults
+        self._derive("data_dir", os.environ.get("CIFAR_DIST_DATA") or "data", "$CIFAR_DIST_DATA")
+        alike = dataset_traits(self.dataset).mirrored_alike
+        self._derive("flip", 0.5 if alike else 0.0, "the data set")
+        self._derive("gpus_per_worker", 1.0 if self.use_gpu else 0.0, "use_gpu")
+        check_ranges(self, RANGES)
+        check_together(self)
 
     @property
     def min_workers(self) -> int:
-        """Fewest DDP workers the run goes on with."""
+        """Fewest DDP workers that the run continues with."""
         return int(str(self.num_workers).split(":")[0])
 
     @property
@@ -302,27 +215,13 @@ class TrainConfig:
         return in_seconds(self.wait_for_resources)
 
     def computes(self) -> dict[str, Any]:
-        """The settings, by name, that decide what the run computes; all others say where and how
-        long it runs."""
+        """Return the settings, by name, that decide what the run computes; all others say where
+        and how long it runs."""
         return {k: v for k, v in self.to_dict().items() if k not in MAY_CHANGE_ON_RESUME}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Every setting by name, as plain values that YAML and JSON hold."""
-        return dataclasses.asdict(self)
-
-    @staticmethod
-    def reopened(settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings without those that only followed from others, so that they follow again."""
-        opened = dict(settings)
-        if "flip" in opened and opened["flip"] == _flip(opened.get("dataset", TrainConfig.dataset)):
-            del opened["flip"]
-        if opened.get("gpus_per_worker") == float(opened.get("use_gpu", False)):
-            opened.pop("gpus_per_worker", None)
-        return opened
-
     def to_yaml(self) -> str:
-        """The text of ``config.yaml``."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        """Return the text of ``config.yaml``, with absolute paths."""
+        return settings_as_yaml(with_absolute_paths(self))
 
 
 MAY_CHANGE_ON_RESUME = frozenset(
@@ -349,25 +248,13 @@ MAY_CHANGE_ON_RESUME = frozenset(
 """Settings that say where and how long a run runs; all others say what it computes."""
 
 
-def _flip(dataset: str) -> float:
-    return 0.5 if dataset_traits(dataset).mirrored_alike else 0.0
-
-
 def setting_names() -> list[str]:
-    """The names of all settings, in the order of their declaration."""
+    """Return the names of all settings, in the order of their declaration."""
     return [field.name for field in dataclasses.fields(TrainConfig)]
 
 
-def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in a run's own file, with the defaults of those that came after it.
-
-    Without them its preset would supply them, as it does now and did not when the run was started.
-    """
-    return {field.name: field.default for field in dataclasses.fields(TrainConfig)} | dict(settings)
-
-
 def make_config(settings: Mapping[str, Any], where: str = "") -> TrainConfig:
-    """A config from settings by name; a ``preset`` among them supplies the others' defaults.
+    """Make a config of settings by name; a ``preset`` among them supplies the others' defaults.
 
     Args:
         settings: values by setting name.
@@ -384,7 +271,7 @@ def make_config(settings: Mapping[str, Any], where: str = "") -> TrainConfig:
 
 
 def with_preset(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """The settings, over those of the preset that they name, if any.
+    """Return the settings over those of the preset that they name, if any.
 
     Raises:
         UserError: an unknown name or preset.
@@ -401,62 +288,14 @@ def with_preset(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     return {**PRESETS[preset], **settings}
 
 
-_RANGES: Ranges = [
-    (
-        "num_workers",
-        lambda v: re.fullmatch(r"\d{1,6}(:\d{1,6})?", str(v)) is not None,
-        "a number of workers, e.g. 4, or a range, e.g. 1:4",
-    ),
-    ("cpus_per_worker", lambda v: finite(v) and v > 0, "greater than 0, e.g. 1"),
-    ("gpus_per_worker", lambda v: finite(v) and v >= 0, "0 or more, e.g. 0.5"),
-    ("batch_size", lambda v: v >= 2, "2 or more, e.g. 128"),
-    ("max_epochs", lambda v: v >= 1, "1 or more, e.g. 30"),
-    ("lr", lambda v: finite(v) and v > 0, "greater than 0, e.g. 0.001"),
-    ("weight_decay", lambda v: finite(v) and v >= 0, "0 or more, e.g. 0.01"),
-    (
-        "warmup_epochs",
-        lambda v: v is None or (finite(v) and v >= 0),
-        "0 epochs or more, e.g. 2.5",
-    ),
-    ("final_lr_factor", lambda v: 0 <= v <= 1, "a share from 0 to 1, e.g. 0"),
-    ("step_size", lambda v: v >= 1, "1 epoch or more, e.g. 10"),
-    ("gamma", lambda v: finite(v) and v > 0, "greater than 0, e.g. 0.5"),
-    ("crop_padding", lambda v: v >= 0, "0 pixels or more, e.g. 4"),
-    ("flip", lambda v: 0 <= v <= 1, "a probability from 0 to 1, e.g. 0.5"),
-    ("cutout", lambda v: v >= 0, "0 pixels or more, e.g. 8"),
-    ("label_smoothing", lambda v: 0 <= v < 1, "a share from 0 to below 1, e.g. 0.1"),
-    ("ema", lambda v: 0 <= v < 1, "a decay from 0 to below 1, e.g. 0.99"),
-    ("image_size", lambda v: 8 <= v <= 1024, "8 to 1024 pixels, e.g. 32"),
-    # NumPy's generators take 32 bits, and ranks add their number to the seed.
-    ("seed", lambda v: 0 <= v < 2**32 - 2**20, "from 0 to 4293918719, e.g. 0"),
-    (
-        "checkpoint_every",
-        lambda v: re.fullmatch(r"0*[1-9]\d{0,8}s?", str(v)) is not None,
-        "a number of epochs, e.g. 1, or of steps, e.g. 200s",
-    ),
-    ("max_failures", lambda v: v >= 0, "0 restarts or more, e.g. 3"),
-    (
-        "wait_for_resources",
-        lambda v: re.fullmatch(DURATION, v) is not None,
-        "seconds, or e.g. 90s, 10m, 2h",
-    ),
-    (
-        "name",
-        lambda v: v is None or re.fullmatch(r"[A-Za-z0-9][\w.=+-]{0,199}", v, re.ASCII),
-        "letters, digits and . _ - + = only, the first a letter or digit",
-    ),
-    (
-        "storage_path",
-        lambda v: bool(v) and bool(at(v)),  # which says itself what is wrong with an address
-        "a folder, or the address of an object store, e.g. s3://bucket/runs",
-    ),
-]
-
-
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Workers run in other directories, and ``config.yaml`` is read in others."""
+    """Return the config with paths that mean the same elsewhere.
+
+    Workers run in other directories, ``config.yaml`` is read in others, and another process may
+    have another ``$CIFAR_DIST_DATA``.
+    """
     weights = config.weights
     if weights not in ("none", "imagenet"):
         weights = str(at(weights))
     data_dir = str(Path(str(config.data_dir)).expanduser().absolute())
-    return dataclasses.replace(config, data_dir=data_dir, weights=weights)
+    return config.replace(data_dir=data_dir, weights=weights)

@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
-import yaml
 
 from cifar_dist.config.fields import (
     DURATION,
     Ranges,
+    Resolved,
     as_duration,
     check_ranges,
     coerce_fields,
     flag,
     in_seconds,
+    settings_as_yaml,
     unknown_name,
     whole_or_fraction,
 )
@@ -31,6 +32,7 @@ from cifar_dist.config.train import (
     TrainConfig,
     make_config,
     setting_names,
+    with_absolute_paths,
     with_preset,
 )
 from cifar_dist.errors import UserError
@@ -40,11 +42,11 @@ DEFAULT_MAX_EPOCHS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig:
+class TuneConfig(Resolved):
     """Every setting of a search. Immutable; made by flags, by YAML or in Python.
 
-    ``workers_per_trial``, ``cpus_per_trial`` and ``gpus_per_trial`` hold their final values once
-    the object exists.
+    ``workers_per_trial``, ``cpus_per_trial`` and ``gpus_per_trial`` follow from the settings that
+    trials share where they are not given.
 
     Raises:
         UserError: a value has the wrong type or lies outside its range.
@@ -58,8 +60,8 @@ class TuneConfig:
     grace_period: int = 1
     """ASHA: epochs that every trial runs at least."""
     reduction_factor: float = 3.0
-    """ASHA: one trial in this many goes on at a rung, and each rung has this many times the epochs
-    of the one before."""
+    """ASHA: one trial in this many continues at a rung, and each rung has this many times the
+    epochs of the one before."""
     metric: Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"] = "val_accuracy"
     """What trials are judged by, at their best epoch: the highest accuracy or the lowest loss."""
     search: Literal["random", "grid", "optuna"] = "random"
@@ -77,7 +79,7 @@ class TuneConfig:
     max_concurrent: int | None = None
     """Trials at a time (default: as many as fit on the cluster)."""
     time_budget: str | None = None
-    """Time after which trials are stopped: seconds, or 90s, 30m, 8h; --resume goes on with them."""
+    """Time after which trials are stopped: seconds, or 90s, 30m, 8h; --resume continues them."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(
         default_factory=lambda: TrainConfig(max_epochs=DEFAULT_MAX_EPOCHS)
     )
@@ -86,23 +88,23 @@ class TuneConfig:
     """Settings that keep their value although the space holds them."""
 
     def __post_init__(self) -> None:
-        self._settle("time_budget", as_duration(self.time_budget))
+        object.__setattr__(self, "time_budget", as_duration(self.time_budget))
         coerce_fields(self, but=_NO_SETTINGS)
         if self.train.elastic:
             raise UserError(
                 f"--num-workers {self.train.num_workers}: a trial keeps its number of workers; "
                 "give one number"
             )
-        if self.workers_per_trial is None:
-            self._settle("workers_per_trial", self.train.max_workers)
-        workers = self.workers
-        if self.cpus_per_trial is None:
-            self._settle("cpus_per_trial", workers * self.train.cpus_per_worker)
-        if self.gpus_per_trial is None:
-            each = self.train.gpus_per_worker
-            assert each is not None  # settled when the config was made
-            self._settle("gpus_per_trial", workers * each)
+        self._derive("workers_per_trial", self.train.max_workers, "num_workers")
+        for resource in ("cpus", "gpus"):
+            each = getattr(self.train, f"{resource}_per_worker")
+            source = f"workers_per_trial and {resource}_per_worker"
+            self._derive(f"{resource}_per_trial", self.workers * each, source)
         check_ranges(self, _RANGES)
+        self._check_together()
+        _ = self.trial_base  # what each worker gets is checked by making it
+
+    def _check_together(self) -> None:
         if self.grace_period > self.train.max_epochs:
             raise UserError(
                 f"--grace-period {self.grace_period}: is above --max-epochs "
@@ -113,52 +115,18 @@ class TuneConfig:
             raise UserError("--gpus-per-trial 0: contradicts --use-gpu; leave one of them out")
         if self.gpus_per_trial and not self.train.use_gpu:
             raise UserError(f"--gpus-per-trial {self.gpus_per_trial:g}: add --use-gpu")
-        assert self.gpus_per_trial is not None  # see above
-        if not whole_or_fraction(each := self.gpus_per_trial / workers):
+        assert self.gpus_per_trial is not None  # resolved before
+        if not whole_or_fraction(each := self.gpus_per_trial / self.workers):
             raise UserError(
-                f"--gpus-per-trial {self.gpus_per_trial:g}: is {each:g} for each of {workers} "
-                f"workers, and Ray gives whole GPUs or a part of one; use {workers * int(each)} or "
-                f"{workers * (int(each) + 1)}"
+                f"--gpus-per-trial {self.gpus_per_trial:g}: is {each:g} for each of {self.workers} "
+                f"workers, and Ray gives whole GPUs or a part of one; use "
+                f"{self.workers * int(each)} or {self.workers * (int(each) + 1)}"
             )
-        _ = self.trial_base  # what each worker gets is checked by making it
-
-    def _settle(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-    @classmethod
-    def unsettled(cls, settings: Mapping[str, Any]) -> TuneConfig:
-        """Defaults under the given settings of search and trials, unchecked.
-
-        Only good for a command-line parser, as `TrainConfig.unsettled`.
-        """
-        defaults = object.__new__(cls)
-        for each in dataclasses.fields(cls):
-            object.__setattr__(defaults, each.name, settings.get(each.name, each.default))
-        trials = {"max_epochs": DEFAULT_MAX_EPOCHS, **settings}
-        object.__setattr__(defaults, "train", TrainConfig.unsettled(trials))
-        return defaults
-
-    @staticmethod
-    def reopened(settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings without those that only followed from others, so that they follow again."""
-        opened = TrainConfig.reopened(settings)
-        workers = opened.get("workers_per_trial")
-        of_all = {
-            "workers_per_trial": opened.get("num_workers"),
-            "cpus_per_trial": (workers or 1) * opened.get("cpus_per_worker", 1.0),
-            # What each worker would get by --use-gpu is left out of the opened settings.
-            "gpus_per_trial": (workers or 1)
-            * opened.get("gpus_per_worker", float(opened.get("use_gpu", False))),
-        }
-        for name, follows in of_all.items():
-            if opened.get(name) == follows:
-                opened.pop(name, None)
-        return opened
 
     @property
     def workers(self) -> int:
         """DDP workers of a trial."""
-        assert self.workers_per_trial is not None  # settled when the config was made
+        assert self.workers_per_trial is not None  # resolved when the config was made
         return self.workers_per_trial
 
     @property
@@ -175,26 +143,27 @@ class TuneConfig:
 
     @property
     def trial_base(self) -> TrainConfig:
-        """What a trial runs with but for what is drawn."""
-        assert self.cpus_per_trial is not None  # both settled when the config was made
-        assert self.gpus_per_trial is not None
-        return dataclasses.replace(
-            self.train,
-            num_workers=self.workers,
-            cpus_per_worker=self.cpus_per_trial / self.workers,
-            gpus_per_worker=self.gpus_per_trial / self.workers,
-            name=None,
-            resume=False,
-        )
+        """What a trial runs with, but for what is drawn."""
+        changes: dict[str, Any] = {"num_workers": self.workers, "name": None, "resume": False}
+        for resource in ("cpus", "gpus"):
+            # A trial's that was derived is divided into what each worker has anyway; a worker's
+            # that was derived stays so, so that best.yaml runs with and without --use-gpu.
+            if (name := f"{resource}_per_trial") not in self._derived:
+                changes[f"{resource}_per_worker"] = getattr(self, name) / self.workers
+        return self.train.replace(**changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting of search and trials by name, in one dict of plain values."""
+        """Return every setting of search and trials by name, in one dict of plain values."""
         own = {name: getattr(self, name) for name in tune_setting_names()}
         return {**own, **self.train.to_dict()}
 
+    def derived(self) -> Mapping[str, str]:
+        """Return the derived settings of search and trials, each with what it follows from."""
+        return {**super().derived(), **self.train.derived()}
+
     def to_yaml(self) -> str:
-        """The text of a search's ``config.yaml``."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        """Return the text of a search's ``config.yaml``, with absolute paths."""
+        return settings_as_yaml(self.replace(train=with_absolute_paths(self.train)))
 
 
 MAY_CHANGE_ON_TUNE_RESUME = (MAY_CHANGE_ON_RESUME - {"max_epochs"}) | {
@@ -227,7 +196,7 @@ _RANGES: Ranges = [
 
 
 def tune_setting_names() -> list[str]:
-    """The names of a search's own settings, in the order of their declaration."""
+    """Return the names of a search's own settings, in the order of their declaration."""
     names = [each.name for each in dataclasses.fields(TuneConfig)]
     return [name for name in names if name not in _NO_SETTINGS]
 
@@ -235,7 +204,7 @@ def tune_setting_names() -> list[str]:
 def split_settings(
     settings: Mapping[str, Any], where: str = ""
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of a search and those of its trials, the latter over their preset's.
+    """Return the settings of a search and those of its trials, the latter over their preset's.
 
     Raises:
         UserError: an unknown name or preset.
@@ -253,7 +222,7 @@ def split_settings(
 def make_tune_config(
     settings: Mapping[str, Any], where: str = "", fixed: tuple[str, ...] = ()
 ) -> TuneConfig:
-    """A search's config from settings by name, its own and its trials' in one mapping.
+    """Make a search's config of settings by name, its own and its trials' in one mapping.
 
     Args:
         settings: values by setting name, e.g. ``{"num_samples": 8, "dataset": "digits"}``.
@@ -272,7 +241,7 @@ def make_tune_config(
 
 
 def check_same_search(started: TuneConfig, now: TuneConfig) -> None:
-    """See that a resumed search would go on with what was started.
+    """Check that a resumed search would continue what was started.
 
     Raises:
         UserError: a setting differs that says what is computed, or there are fewer trials.

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cifar_dist.config.checks import check_image_side
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.datasets import LabelledImages
@@ -187,7 +188,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def train_dataloader(self) -> TrainBatches:
-        self.config.check_image_side(self.dataset.image_side)
+        check_image_side(self.config, self.dataset.image_side)
         self.dataset.check_batches(self.config.batch_size, self.shard.world_size)
         images, members = self.dataset.part("train")
         return TrainBatches(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ _OF_THE_NETWORK = ("dataset", "network", "stem", "image_size")
 
 
 def run_of(config: ModelConfig) -> RunDirectory | None:
-    """The run whose weights they are; None for a file of weights of its own."""
+    """Return the run whose weights they are; None for a file of weights of its own."""
     folder = at(config.model)
     if folder.name == "model.safetensors":
         folder = folder.parent
@@ -31,7 +30,7 @@ def run_of(config: ModelConfig) -> RunDirectory | None:
 
 
 def weights_file(config: ModelConfig) -> AnyPath:
-    """The file with the weights.
+    """Return the file with the weights.
 
     Raises:
         UserError: there is none.
@@ -48,7 +47,7 @@ def weights_file(config: ModelConfig) -> AnyPath:
 
 
 def trained_config(config: ModelConfig, listener: Listener = ignore, **here: Any) -> TrainConfig:
-    """The settings that the weights were trained with, as far as using them needs them.
+    """Return the settings that the weights were trained with, as far as using them needs them.
 
     Args:
         config: names the model.
@@ -78,4 +77,4 @@ def trained_config(config: ModelConfig, listener: Listener = ignore, **here: Any
         given["precision"] = "32"
         listener(Warned(NO_HALF_ON_CPU))
     given["batch_size"] = max(trained.batch_size, least)
-    return dataclasses.replace(trained, **given)
+    return trained.replace(**given)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from cifar_dist.reports import run_figures
 from cifar_dist.reports.page import Cell, Page, Section, Table, cell, in_time, plain
-from cifar_dist.reports.run import environment_of, history_of
+from cifar_dist.reports.run import best_row, environment_of, history_of, recorded
 from cifar_dist.runs.directory import RunDirectory
 
 CURVES = {
@@ -38,8 +38,8 @@ def comparison_page(runs: Sequence[RunDirectory]) -> Page:
     drawn = [
         drawing
         for metric, caption in CURVES.items()
-        if begun
-        for drawing in run_figures.overlaid(begun, metric, caption)
+        if (known := {name: rows for name, rows in begun.items() if recorded(rows, metric)})
+        for drawing in run_figures.overlaid(known, metric, caption)
     ]
     notes = [f"{name} has not finished an epoch." for name in names if name not in begun]
     environments = {name: environment_of(run) for name, run in zip(names, runs, strict=True)}
@@ -68,16 +68,17 @@ def _final(runs: Mapping[str, RunDirectory], histories: Mapping[str, pd.DataFram
     accuracies = []
     for name, run in runs.items():
         summary, history = run.read_summary(), histories[name]
-        best = history.loc[history["val_accuracy"].idxmax()] if len(history) else {}
-        speed = history["images_per_second"].median() if len(history) else None
+        best = best_row(history)
+        measured = recorded(history, "images_per_second")
+        speed = history["images_per_second"].median() if measured else None
         seconds = summary.get("seconds")
         rows.append(
             (
                 cell(name),
                 cell(summary.get("status", "not ended")),
                 *(_four(summary.get(which)) for which in ("test_accuracy", "test_loss")),
-                _four(best.get("val_accuracy")),
-                cell(None if not len(best) else int(best["epoch"])),
+                _four(None if best is None else best["val_accuracy"]),
+                cell(None if best is None else int(best["epoch"])),
                 cell(len(history)),
                 Cell("" if speed is None else f"{speed:,.0f}", repr(speed or ""), number=True),
                 Cell("" if seconds is None else in_time(seconds), repr(seconds or ""), number=True),

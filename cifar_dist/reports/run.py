@@ -26,6 +26,7 @@ from cifar_dist.reports.page import (
     share,
 )
 from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import METRICS
 
 BATCH_SIZE = EvaluateConfig.batch_size
 SPLITS = {"test": "test images", "val": "validation images"}
@@ -66,8 +67,24 @@ def run_page(run: RunDirectory, data_dir: str | None = None, measure: bool = Tru
 
 
 def history_of(run: RunDirectory) -> pd.DataFrame:
-    """Read ``metrics.csv``; empty before the first epoch's end."""
-    return pd.DataFrame(run.read_metrics())
+    """Read ``metrics.csv`` as a frame, with NaN for what the run's version did not record.
+
+    It is empty before the first epoch's end.
+    """
+    return pd.DataFrame(run.read_metrics()).apply(pd.to_numeric)
+
+
+def recorded(history: pd.DataFrame, *names: str) -> bool:
+    """Return whether each of these columns has a value."""
+    return all(name in history and history[name].notna().any() for name in names)
+
+
+def best_row(history: pd.DataFrame) -> pd.Series[Any] | None:
+    """Return the row of the best epoch; None where no validation accuracy is known."""
+    if not recorded(history, "val_accuracy"):
+        return None
+    best: pd.Series[Any] = history.loc[history["val_accuracy"].idxmax()]
+    return best
 
 
 def environment_of(run: RunDirectory) -> dict[str, Any]:
@@ -86,11 +103,11 @@ def _facts(
         facts.append(
             ("Test accuracy", share(summary["test_accuracy"]), f"loss {summary['test_loss']:.4f}")
         )
-    if len(history):
-        best = history.loc[history["val_accuracy"].idxmax()]
+    if (best := best_row(history)) is not None:
         facts.append(
             ("Validation accuracy", share(best["val_accuracy"]), f"epoch {best['epoch']:.0f}")
         )
+    if recorded(history, "images_per_second"):
         speed = history["images_per_second"].median()
         facts.append(("Throughput", f"{speed:,.0f}", "images/s, median epoch"))
     facts.append(("Epochs", f"{len(history)} of {config.max_epochs}", ""))
@@ -113,18 +130,21 @@ def _learning(history: pd.DataFrame, summary: dict[str, Any], config: TrainConfi
         notes.append(
             f"{skipped} updates were skipped because their loss or a gradient was not finite."
         )
-    best = int(history.loc[history["val_accuracy"].idxmax(), "epoch"])
-    return Section("Learning", notes, run_figures.learning_curves(history, best))
+    if missing := [name for name in METRICS if not recorded(history, name)]:
+        notes.append(f"Without values in metrics.csv: {', '.join(missing)}.")
+    best = best_row(history)
+    best_epoch = None if best is None else int(best["epoch"])
+    return Section("Learning", notes, run_figures.learning_curves(history, best_epoch))
 
 
 def _throughput(history: pd.DataFrame, summary: dict[str, Any]) -> Section:
     if history.empty:
         return Section(_PACE, ["No epoch has finished yet."])
-    workers = history["world_size"]
-    changed = history[workers.ne(workers.shift()) & (history.index > 0)]
+    workers, before = history["world_size"], history["world_size"].shift()
+    changed = history[workers.ne(before) & workers.notna() & before.notna()]
     notes = [
-        f"Epoch {row.epoch} ended with {row.world_size} workers, the one before with "
-        f"{workers[row.Index - 1]}."
+        f"Epoch {row.epoch} ended with {row.world_size:.0f} workers, the one before with "
+        f"{before[row.Index]:.0f}."
         for row in changed.itertuples()
     ]
     if summary:
@@ -136,12 +156,20 @@ def _throughput(history: pd.DataFrame, summary: dict[str, Any]) -> Section:
             if count
             else "No restarts of workers in the last command."
         )
-    longest = history.loc[history["seconds"].idxmax()]
-    notes.append(
-        f"Epochs took {in_time(history['seconds'].median())} in the median, with their validation; "
-        f"the longest, epoch {longest['epoch']:.0f}, {in_time(longest['seconds'])}."
+    if recorded(history, "seconds"):
+        longest = history.loc[history["seconds"].idxmax()]
+        median = in_time(history["seconds"].median())
+        notes.append(
+            f"Epochs took {median} in the median, with their validation; the longest, epoch "
+            f"{longest['epoch']:.0f}, {in_time(longest['seconds'])}."
+        )
+    drawn = (
+        run_figures.throughput(history)
+        if recorded(history, "images_per_second", "world_size")
+        else []
     )
-    drawn = [*run_figures.throughput(history), *run_figures.learning_rate(history)]
+    if recorded(history, "lr"):
+        drawn += run_figures.learning_rate(history)
     return Section(_PACE, notes, drawn)
 
 
@@ -265,6 +293,6 @@ def _computed(
     logits = split_logits(where, read_weights(where), here, dataset, split, BATCH_SIZE)
     best = summary.get("best_epoch")
     if best is None:
-        history = history_of(run)
-        best = history.loc[history["val_accuracy"].idxmax(), "epoch"] if len(history) else 0
+        row = best_row(history_of(run))
+        best = 0 if row is None else row["epoch"]
     return Predictions.of_split(dataset, split, int(best), logits)

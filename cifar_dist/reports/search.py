@@ -162,7 +162,9 @@ def _table(
     names = ["trial_id", "status", *metrics, *space.domains, "epochs", "best_epoch", "seconds",
              "reason", "error"]  # fmt: skip
     names = [
-        name for name in names if name not in ("reason", "error") or trials[name].notna().any()
+        name
+        for name in names
+        if name in trials and (name not in ("reason", "error") or trials[name].notna().any())
     ]
     # Best first; trials without a result come last.
     ordered = trials.sort_values(config.metric, ascending=config.mode == "min", kind="stable")

@@ -6,7 +6,6 @@ Every file is there whole or not at all, on a disk and in an object store.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -19,11 +18,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from cifar_dist.config.fields import flag
-from cifar_dist.config.files import read_settings
-from cifar_dist.config.train import MAY_CHANGE_ON_RESUME, TrainConfig, complete, make_config
+from cifar_dist.config.train import (
+    MAY_CHANGE_ON_RESUME,
+    TrainConfig,
+    make_config,
+    setting_names,
+)
+from cifar_dist.config.versions import own_settings
 from cifar_dist.errors import UserError
 from cifar_dist.registry import COLUMNS, SCHEDULES
-from cifar_dist.runs.metrics import Outcome
+from cifar_dist.runs.metrics import Outcome, read_rows
 from cifar_dist.storage import AnyPath, as_json, at, delete_folder, is_writable, write_atomically
 
 _CHECKPOINT = re.compile(r"epoch-(\d{4,})(?:-step-(\d{4,}))?\.ckpt")
@@ -51,8 +55,7 @@ def new_folder(storage_path: str, name: str | None, stem: str) -> AnyPath:
     except FileExistsError:
         if folder.is_dir():
             raise UserError(
-                f"--name {name}: {folder} exists; go on with it with --resume, "
-                "or choose another --name"
+                f"--name {name}: {folder} exists; resume it with --resume, or choose another --name"
             ) from None
         raise UserError(
             f"--storage-path {storage_path}: a file of that name is in the way"
@@ -75,13 +78,13 @@ def _unwritable(storage_path: str, error: OSError) -> UserError:
 
 @dataclass(frozen=True)
 class Directory:
-    """What a run's directory and a search's have in common: ``<storage-path>/<name>/``."""
+    """The common part of a run's directory and a search's: ``<storage-path>/<name>/``."""
 
     path: AnyPath
 
     @classmethod
     def at(cls, storage_path: str, name: str) -> Self:
-        """The directory, there or not; absolute, since workers change directory."""
+        """Return the directory, whether it exists or not; absolute: workers change directory."""
         return cls(at(storage_path) / name)
 
     @property
@@ -105,14 +108,14 @@ class Directory:
         return self.path / "summary.json"
 
     def read_summary(self) -> dict[str, Any]:
-        """What ``summary.json`` says; empty before a first command has ended."""
+        """Read ``summary.json``; empty before a first command has ended."""
         if not self.summary_file.is_file():
             return {}
         found: dict[str, Any] = json.loads(self.summary_file.read_text())
         return found
 
     def check_writable(self) -> None:
-        """See that what is there can be gone on with.
+        """Check that the directory can be written to.
 
         Raises:
             UserError: it cannot.
@@ -138,7 +141,7 @@ class RunDirectory(Directory):
 
     @classmethod
     def existing(cls, config: TrainConfig) -> RunDirectory:
-        """The directory of the run that a config with ``resume`` names.
+        """Return the directory of the run that a config with ``resume`` names.
 
         Raises:
             UserError: there is no such run, it cannot be written, or the config would compute
@@ -218,12 +221,12 @@ class RunDirectory(Directory):
         return self.path / "checkpoints"
 
     def checkpoint(self, epoch: int, step: int = 0) -> AnyPath:
-        """The checkpoint file of an epoch's end, or of its first steps (both 1-based)."""
+        """Return the checkpoint file of an epoch's end, or of its first steps (both 1-based)."""
         steps = f"-step-{step:04d}" if step else ""
         return self.checkpoints / f"epoch-{epoch:04d}{steps}.ckpt"
 
     def checkpoints_newest_first(self) -> list[AnyPath]:
-        """All checkpoint files, the one that is farthest into the run first."""
+        """Return all checkpoint files, the one that is farthest into the run first."""
         files = [
             file for file in self.checkpoints.glob("*.ckpt") if _CHECKPOINT.fullmatch(file.name)
         ]
@@ -246,57 +249,58 @@ class RunDirectory(Directory):
         return aside
 
     def read_config(self) -> TrainConfig:
-        """The config that the run was started with.
+        """Read the config that the run was started with.
 
         Raises:
-            UserError: there is no such run, or the file is damaged.
+            UserError: there is no such run, or the file is damaged or a newer version's.
         """
         if not self.config_file.is_file():
             raise UserError(
                 f"--resume --name {self.name}: there is no run in {self.path}; leave --resume "
                 "out to start it"
             )
-        settings = complete(read_settings(self.config_file))
+        settings = own_settings(self.config_file, setting_names())
         return make_config(settings, f" (in {self.config_file})")
 
     def write_config(self, config: TrainConfig) -> None:
         """Write every setting to ``config.yaml``, so that ``--config`` with it gives the same run.
 
-        A new one: the name, which is the directory's, and ``resume`` are left open.
+        Not into the same directory: ``resume`` and the name, which is the directory's, are omitted.
         """
-        fresh = dataclasses.replace(config, resume=False, name=None)
+        fresh = config.replace(resume=False, name=None)
         write_atomically(self.config_file, fresh.to_yaml().encode())
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write all rows to ``metrics.csv``; floats so that they read back exactly.
 
-        Rows from before a column existed have none of it: it is empty there.
+        Rows may come from a checkpoint of another version: what they lack is empty, and what only
+        that version has is omitted.
         """
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
+        writer = csv.DictWriter(text, list(COLUMNS), extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self.metrics_file, text.getvalue().encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of ``metrics.csv``; none before the first epoch's end."""
+        """Read the rows of ``metrics.csv``, another version's too (see `read_rows`).
+
+        Returns:
+            A dict of `METRICS` an epoch; none before the first epoch's end.
+        """
         if not self.metrics_file.is_file():
             return []
-        whole = {"epoch", "step", "samples", "world_size"}
-        return [
-            {name: (int if name in whole else float)(text) for name, text in row.items()}
-            for row in csv.DictReader(io.StringIO(self.metrics_file.read_text()))
-        ]
+        return read_rows(self.metrics_file.read_text())
 
     def started_with_fingerprint(self) -> str | None:
-        """The fingerprint of the data set that the run was started with, if it got so far."""
+        """Return the fingerprint of the data set that the run was started with, once known."""
         if not self.environment_file.is_file():
             return None
         found: str | None = json.loads(self.environment_file.read_text())["dataset_fingerprint"]
         return found
 
     def trained_on(self) -> dict[str, Any] | None:
-        """Name, classes, mean and std of the data set that the run was started with."""
+        """Return name, classes, mean and std of the data set that the run was started with."""
         if not self.environment_file.is_file():
             return None
         found: dict[str, Any] | None = json.loads(self.environment_file.read_text()).get("dataset")
@@ -324,7 +328,7 @@ class RunDirectory(Directory):
         Args:
             dataset: the data set's name.
             status: ``completed``, ``failed`` or ``interrupted``; a trial's also ``stopped``.
-            outcome: of a completed run; else what ``metrics.csv`` tells so far is written.
+            outcome: of a completed run; else what ``metrics.csv`` says so far is written.
             restarts: of the workers, after failures, in this command.
             seconds: wall time of this command.
             error: of a trial that failed.
@@ -352,7 +356,7 @@ class RunDirectory(Directory):
 
 
 def _position(checkpoint: AnyPath) -> tuple[int, int]:
-    """Epoch (1-based) of a checkpoint file, and how many of its steps; 0 for all of them."""
+    """Return epoch (1-based) of a checkpoint file, and how many of its steps; 0 for all of them."""
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     assert match is not None
     return int(match[1]), int(match[2] or 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,3 +39,20 @@ class Outcome:
     """Steps that were undone because their loss, or a gradient in float16, was not finite."""
     weights_sha256: str
     """SHA-256 of the last epoch's weights as the bytes of a safetensors file."""
+
+
+def read_rows(text: str) -> list[dict[str, Any]]:
+    """Read the rows of a ``metrics.csv``, also one that another version wrote.
+
+    Returns:
+        A dict of all `COLUMNS` a row. A column that the file does not have, or a value that it
+        leaves empty, is None; a column that only another version has is ignored.
+    """
+    rows = csv.DictReader(io.StringIO(text))
+    return [{name: _value(name, row.get(name)) for name in COLUMNS} for row in rows]
+
+
+def _value(name: str, text: str | None) -> float | None:
+    if not text:
+        return None
+    return int(text) if COLUMNS.about(name).whole else float(text)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from cifar_dist.config.files import read_settings
-from cifar_dist.config.train import TrainConfig, complete
-from cifar_dist.config.tune import TuneConfig, check_same_search, make_tune_config
+from cifar_dist.config.train import TrainConfig, setting_names
+from cifar_dist.config.tune import (
+    TuneConfig,
+    check_same_search,
+    make_tune_config,
+    tune_setting_names,
+)
+from cifar_dist.config.versions import own_settings
 from cifar_dist.errors import UserError
 from cifar_dist.runs.directory import Directory, RunDirectory, new_folder
 from cifar_dist.search.space import Space, read_space
@@ -15,7 +19,7 @@ from cifar_dist.storage import AnyPath, as_json, delete_folder, write_atomically
 
 
 def trial_id(number: int) -> str:
-    """The id of a trial by its number, from 0: ``t0003``, the same in every run of the search."""
+    """Return the id of a trial by its number, from 0: ``t0003``, the same when resumed."""
     return f"t{number:04d}"
 
 
@@ -39,7 +43,7 @@ class SearchDirectory(Directory):
 
     @classmethod
     def existing(cls, config: TuneConfig) -> SearchDirectory:
-        """The directory of the search that a config with ``resume`` names.
+        """Return the directory of the search that a config with ``resume`` names.
 
         Raises:
             UserError: there is no such search, it cannot be written, or the config would compute
@@ -87,14 +91,14 @@ class SearchDirectory(Directory):
         return self.path / "trials"
 
     def trial(self, number: int) -> RunDirectory:
-        """The run directory of a trial by its number, from 0; there or not."""
+        """Return the run directory of a trial by its number, from 0, whether it exists or not."""
         return RunDirectory(self.trials_folder / trial_id(number))
 
     def read_config(self) -> TuneConfig:
-        """The config that the search was started with.
+        """Read the config that the search was started with.
 
         Raises:
-            UserError: there is no such search, or the file is damaged.
+            UserError: there is no such search, or the file is damaged or a newer version's.
         """
         if not self.config_file.is_file():
             raise UserError(
@@ -104,19 +108,18 @@ class SearchDirectory(Directory):
         if not self.space_file.is_file():
             raise UserError(
                 f"--resume --name {self.name}: {self.path} holds a run, not a search; "
-                "go on with it with train"
+                "resume it with train"
             )
-        settings = complete(read_settings(self.config_file))
+        settings = own_settings(self.config_file, [*tune_setting_names(), *setting_names()])
         return make_tune_config(settings, f" (in {self.config_file})")
 
     def write_config(self, config: TuneConfig) -> None:
         """Write every setting to ``config.yaml``."""
-        fresh = dataclasses.replace(config.train, resume=False, name=None)
-        written = dataclasses.replace(config, train=fresh)
+        written = config.replace(train=config.train.replace(resume=False, name=None))
         write_atomically(self.config_file, written.to_yaml().encode())
 
     def read_space(self) -> Space:
-        """What is searched.
+        """Read what is searched.
 
         Raises:
             UserError: the file is damaged.

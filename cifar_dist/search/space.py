@@ -1,6 +1,6 @@
 """What a search draws from: spaces as data, their checks, and the configurations drawn.
 
-A draw is a pure function of (seed, trial), so a search that goes on after its driver was killed
+A draw is a pure function of (seed, trial), so a search that is resumed after its driver was killed
 draws what it would have drawn. This module loads neither torch nor Ray.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from cifar_dist.config.checks import check_image_side
 from cifar_dist.config.fields import flag, unknown_name
 from cifar_dist.config.files import read_settings
 from cifar_dist.config.train import MAY_CHANGE_ON_RESUME, TrainConfig, make_config, setting_names
@@ -58,7 +59,7 @@ class Domain:
         return self.kind in ("choice", "grid")
 
     def extremes(self) -> tuple[Any, ...]:
-        """Values such that a setting's range that holds them holds all that is drawn."""
+        """Return values such that a setting's range that holds them holds all that is drawn."""
         if self.listed:
             return self.values
         low, high = self.values[:2]
@@ -69,7 +70,7 @@ class Domain:
         return (float(low), float(high))  # as they are drawn: whole-number settings refuse them
 
     def draw(self, generator: random.Random) -> Any:
-        """A value; from a ``grid`` none is drawn, its values are all taken in turn."""
+        """Draw a value; not from a ``grid``, whose values are all taken in turn."""
         if self.kind == "choice":
             return generator.choice(self.values)
         low, high = self.values[:2]
@@ -83,7 +84,7 @@ class Domain:
 
 
 def round_to(value: float, step: float) -> Any:
-    """The multiple of a step that is nearest; whole where the step is a whole number."""
+    """Return the nearest multiple of a step; whole where the step is a whole number."""
     # Divided and multiplied back, 0.15 would be 0.15000000000000002.
     multiple = float(f"{round(value / step) * step:.12g}")
     return int(multiple) if isinstance(step, int) else multiple
@@ -98,7 +99,7 @@ class Space:
     domains: Mapping[str, Domain]
 
     def without(self, fixed: tuple[str, ...]) -> Space:
-        """The space that is left when some settings stay as they are.
+        """Return the space that is left when some settings stay as they are.
 
         Raises:
             UserError: nothing is left.
@@ -110,7 +111,7 @@ class Space:
         return Space(self.source, left)
 
     def to_yaml(self) -> str:
-        """The text of a file that `read_space` reads as this space."""
+        """Return the text of a file that `read_space` reads as this space."""
         return yaml.safe_dump(
             {name: {each.kind: list(each.values)} for name, each in self.domains.items()},
             sort_keys=False,
@@ -134,7 +135,7 @@ class Space:
 
     def _check_image_side(self, config: TrainConfig, side: int, name: str, value: Any) -> None:
         try:
-            config.check_image_side(side)
+            check_image_side(config, side)
         except UserError as error:
             where = f" (in {self.source}: {name} {value})" if flag(name) in str(error) else ""
             raise UserError(f"{error}{where}") from None
@@ -142,7 +143,7 @@ class Space:
     def configured(
         self, base: TrainConfig, drawn: Mapping[str, Any], alone: bool = False
     ) -> TrainConfig:
-        """The config of a trial.
+        """Return the config of a trial.
 
         Args:
             base: the settings that are not drawn.
@@ -153,7 +154,7 @@ class Space:
         Raises:
             UserError: no trial could run it.
         """
-        settings = base.to_dict()
+        settings = base.given()
         if alone:
             # Two settings of the space may only fit together; whole draws are checked as well.
             settings = {k: v for k, v in settings.items() if k not in self.domains}
@@ -167,13 +168,13 @@ class Space:
         return make_config({**settings, **drawn}, f" (in {self.source}: {names})")
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the ``grid`` values; one empty one where there are none."""
+        """Return every combination of the ``grid`` values; one empty one where there are none."""
         names = [name for name, domain in self.domains.items() if domain.kind == "grid"]
         rows = itertools.product(*(self.domains[name].values for name in names))
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def combinations(self) -> list[dict[str, Any]]:
-        """Every combination of all listed values, for a search over a grid.
+        """Return every combination of all listed values, for a search over a grid.
 
         Raises:
             UserError: a setting has an interval, which cannot be listed.
@@ -188,7 +189,7 @@ class Space:
         return [dict(zip(self.domains, row, strict=True)) for row in rows]
 
     def draws(self, seed: int, num_samples: int) -> Iterator[dict[str, Any]]:
-        """``num_samples`` draws for every combination of the ``grid`` values, as Ray Tune does.
+        """Draw ``num_samples`` times for each combination of the ``grid`` values, as Ray Tune does.
 
         A trial's draw depends on the seed and its number alone: with more samples the first
         ones stay what they were.
@@ -205,13 +206,13 @@ class Space:
 
 
 def known_spaces() -> list[str]:
-    """Names of the spaces that are installed with the package."""
+    """Return the names of the spaces that are installed with the package."""
     files = resources.files("tune_spaces").iterdir()
     return sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
 
 
 def read_space(name_or_file: str) -> Space:
-    """A space by the name of one that is installed, or from a YAML file.
+    """Read a space by the name of one that is installed, or from a YAML file.
 
     Raises:
         UserError: there is none of that name, or something in it cannot be searched; the message

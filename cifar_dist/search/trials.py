@@ -113,7 +113,8 @@ class TrialTable:
             rows = self._trials[number].rows
             if row["epoch"] <= len(rows):
                 return
-            rows.append({name: row[name] for name in METRICS})
+            # A column that did not exist when the trial ran is empty.
+            rows.append({name: row.get(name) for name in METRICS})
             if self._asha is not None:
                 self._asha.add(number, row["epoch"], row[self.config.metric])
 
@@ -132,7 +133,7 @@ class TrialTable:
     def seconds(self, number: int) -> float:
         """What a trial's epochs took, those too that do not count."""
         with self._lock:
-            return sum(float(row["seconds"]) for row in self._trials[number].rows)
+            return _seconds(self._trials[number].rows)
 
     def finished(self, number: int) -> bool:
         """Whether nothing is left to run of a trial."""
@@ -175,7 +176,7 @@ class TrialTable:
                 "epochs": len(rows),
                 "best_epoch": best.get("epoch"),
                 **{name: best.get(name) for name in metrics},
-                "seconds": sum(float(row["seconds"]) for row in rows),
+                "seconds": _seconds(rows),
                 "reason": self._reason(trial, status),
                 "error": trial.error if status == "failed" else None,
             }
@@ -284,6 +285,10 @@ class TrialTable:
             assert drawn is not None
             directory.write_best(self.trial_config(drawn))
         return table
+
+
+def _seconds(rows: list[dict[str, Any]]) -> float:
+    return sum(float(row["seconds"] or 0) for row in rows)
 
 
 def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:

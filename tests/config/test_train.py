@@ -1,13 +1,21 @@
 """Settings: defaults, checks, YAML."""
 
+import copy
 import dataclasses
+import pickle
 from pathlib import Path
 
 import pytest
 
+from cifar_dist.config.checks import check_image_side
 from cifar_dist.config.files import read_settings
 from cifar_dist.config.presets import PRESETS
-from cifar_dist.config.train import TrainConfig, make_config, setting_names
+from cifar_dist.config.train import (
+    TrainConfig,
+    make_config,
+    setting_names,
+    with_absolute_paths,
+)
 from cifar_dist.errors import UserError
 
 
@@ -37,6 +45,31 @@ def test_data_dir_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     assert TrainConfig().data_dir == "/somewhere"
     monkeypatch.delenv("CIFAR_DIST_DATA")
     assert TrainConfig().data_dir == "data"
+
+
+def test_what_was_derived_follows_again_in_a_changed_config() -> None:
+    config = TrainConfig()
+    assert config.replace(dataset="digits").flip == 0
+    assert config.replace(dataset="digits").replace(dataset="cifar10").flip == 0.5
+    assert config.replace(use_gpu=True).gpus_per_worker == 1
+    assert config.replace(use_gpu=True).replace(use_gpu=False, lr=0.1).gpus_per_worker == 0
+    given = TrainConfig(flip=0.5, use_gpu=True, gpus_per_worker=0.5)
+    assert given.replace(dataset="digits").flip == 0.5
+    assert given.replace(gpus_per_worker=None).gpus_per_worker == 1
+    with pytest.raises(UserError, match=r"--gpus-per-worker 0\.5: add --use-gpu"):
+        given.replace(use_gpu=False)
+
+
+def test_which_settings_were_given_is_remembered_and_not_compared() -> None:
+    config = TrainConfig(flip=0.5)
+    assert (config.given()["flip"], config.given()["gpus_per_worker"]) == (0.5, None)
+    assert set(config.derived()) == {"data_dir", "gpus_per_worker"}
+    for same in (pickle.loads(pickle.dumps(config)), copy.deepcopy(config)):
+        assert same.given() == config.given()
+    assert TrainConfig() == config
+    assert TrainConfig().to_dict() == config.to_dict()
+    assert TrainConfig().given()["flip"] is None
+    assert make_config(TrainConfig().given()).given() == TrainConfig().given()
 
 
 def test_presets_supply_defaults_that_settings_override() -> None:
@@ -119,21 +152,13 @@ def test_bad_settings_say_what_and_what_to_do(settings: dict, said: str) -> None
 def test_settings_that_do_not_fit_the_images_are_refused(settings, side: int, said: str) -> None:
     config = TrainConfig(**settings)
     with pytest.raises(UserError, match=said):
-        config.check_image_side(side)
-    config.check_image_side(side + 1)
+        check_image_side(config, side)
+    check_image_side(config, side + 1)
 
 
 def test_a_crop_as_wide_as_the_images_is_not() -> None:
-    TrainConfig(crop_padding=32).check_image_side(32)
-    TrainConfig(crop_padding=31, crop_padding_mode="reflect").check_image_side(32)
-
-
-def test_flips_that_a_data_set_switched_off_follow_its_name_again() -> None:
-    digits = TrainConfig(dataset="digits").to_dict()
-    opened = TrainConfig.reopened(digits)
-    assert "flip" not in opened
-    assert make_config({**opened, "dataset": "cifar10"}).flip == 0.5
-    assert TrainConfig.reopened({**digits, "flip": 0.5})["flip"] == 0.5
+    check_image_side(TrainConfig(crop_padding=32), 32)
+    check_image_side(TrainConfig(crop_padding=31, crop_padding_mode="reflect"), 32)
 
 
 def test_yaml_reads_back_to_the_same_config(tmp_path) -> None:
@@ -141,7 +166,33 @@ def test_yaml_reads_back_to_the_same_config(tmp_path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
     assert set(read_settings(file)) == set(setting_names())
-    assert make_config(read_settings(file)) == config
+    again = make_config(read_settings(file))
+    assert again == with_absolute_paths(config)
+    assert again.given() == with_absolute_paths(config).given()
+
+
+def test_yaml_shows_the_value_of_what_follows_and_derives_it_again(tmp_path: Path) -> None:
+    text = TrainConfig(dataset="digits", use_gpu=True).to_yaml()
+    assert "\nflip: null  # 0.0: follows from the data set\n" in text
+    assert "\ngpus_per_worker: null  # 1.0: follows from use_gpu\n" in text
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    again = make_config({**read_settings(file), "dataset": "cifar10", "use_gpu": False})
+    assert (again.flip, again.gpus_per_worker) == (0.5, 0)
+    file.write_text(TrainConfig(flip=0.5).to_yaml())
+    assert make_config({**read_settings(file), "dataset": "digits"}).flip == 0.5
+
+
+def test_the_data_of_a_yaml_file_do_not_depend_on_where_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CIFAR_DIST_DATA", "images")
+    file = tmp_path / "config.yaml"
+    file.write_text(TrainConfig().to_yaml())
+    monkeypatch.setenv("CIFAR_DIST_DATA", "/elsewhere")
+    monkeypatch.chdir("/")
+    assert make_config(read_settings(file)).data_dir == str(tmp_path / "images")
 
 
 def test_yaml_numbers_mean_what_they_look_like(tmp_path) -> None:

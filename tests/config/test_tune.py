@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cifar_dist.config.files import read_settings
+from cifar_dist.config.train import with_absolute_paths
 from cifar_dist.config.tune import TuneConfig, check_same_search, make_tune_config
 from cifar_dist.errors import UserError
 from cifar_dist.search.space import searched_space
@@ -75,12 +77,14 @@ def test_bad_settings_are_refused_in_one_line(settings: dict, said: str) -> None
 
 
 def test_settings_read_back_as_the_same_config(tmp_path: Path) -> None:
-    from cifar_dist.config.files import read_settings
-
     config = make_tune_config({"dataset": "digits", "preset": "cifar", "time_budget": "8h"})
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
-    assert make_tune_config(read_settings(file)) == config
+    again = make_tune_config(read_settings(file))
+    absolute = config.replace(train=with_absolute_paths(config.train))
+    assert (again, again.given()) == (absolute, absolute.given())
+    assert "\nworkers_per_trial: null  # 1: follows from num_workers\n" in file.read_text()
+    assert "\nflip: null  # 0.0: follows from the data set\n" in file.read_text()
 
 
 def test_a_fixed_setting_is_not_searched() -> None:
@@ -98,9 +102,25 @@ def test_a_resumed_search_computes_what_was_started() -> None:
         check_same_search(started, make_tune_config({"dataset": "digits", "num_samples": 8}))
 
 
-def test_resources_follow_again_from_what_is_typed_over_a_searchs_own_file() -> None:
-    saved = make_tune_config({"dataset": "digits"}).to_dict()
-    again = make_tune_config({**TuneConfig.reopened(saved), "num_workers": 2, "use_gpu": True})
+def test_resources_follow_again_in_a_changed_search() -> None:
+    def changed(given: dict, **changes) -> TuneConfig:
+        return make_tune_config({**make_tune_config(given).given(), **changes})
+
+    again = changed({"dataset": "digits"}, num_workers=2, use_gpu=True)
     assert (again.workers, again.cpus_per_trial, again.gpus_per_trial) == (2, 2, 2)
-    saved = make_tune_config({"workers_per_trial": 2}).to_dict()
-    assert make_tune_config(TuneConfig.reopened(saved)).workers == 2
+    again = changed({"workers_per_trial": 2}, num_workers=3, cpus_per_worker=4)
+    assert (again.workers, again.cpus_per_trial) == (2, 8)
+    # Given, though it equals what would follow.
+    assert changed({"workers_per_trial": 1}, num_workers=3).workers == 1
+    config = make_tune_config({"num_workers": 2})
+    again = config.replace(train=config.train.replace(num_workers=3), num_samples=4)
+    assert (again.workers, again.cpus_per_trial, again.num_samples) == (3, 3, 4)
+
+
+def test_a_trial_derives_what_its_search_derived() -> None:
+    base = make_tune_config({"use_gpu": True, "workers_per_trial": 2}).trial_base
+    assert base.given()["gpus_per_worker"] is None
+    assert base.given()["flip"] is None
+    assert base.replace(use_gpu=False).gpus_per_worker == 0
+    base = make_tune_config({"use_gpu": True, "gpus_per_trial": 0.5, "flip": 0.5}).trial_base
+    assert (base.given()["gpus_per_worker"], base.given()["flip"]) == (0.5, 0.5)

@@ -1,12 +1,11 @@
 """The run directory."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cifar_dist.config.train import TrainConfig
+from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.errors import UserError
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.metrics import METRICS
@@ -14,7 +13,7 @@ from cifar_dist.storage import write_atomically
 
 
 def make(tmp_path: Path, **settings) -> tuple[RunDirectory, TrainConfig]:
-    config = TrainConfig(storage_path=str(tmp_path), **settings)
+    config = with_absolute_paths(TrainConfig(storage_path=str(tmp_path), **settings))
     run = RunDirectory.create(config)
     run.write_config(config)
     return run, config
@@ -22,7 +21,7 @@ def make(tmp_path: Path, **settings) -> tuple[RunDirectory, TrainConfig]:
 
 def test_a_taken_name_is_refused(tmp_path: Path) -> None:
     make(tmp_path, name="a")
-    with pytest.raises(UserError, match=r"--name a: .* exists; go on with it with --resume"):
+    with pytest.raises(UserError, match=r"--name a: .* exists; resume it with --resume"):
         make(tmp_path, name="a")
 
 
@@ -41,7 +40,7 @@ def test_a_file_in_the_way_of_the_storage_path_is_named(tmp_path: Path) -> None:
 def test_config_reads_back(tmp_path: Path) -> None:
     run, config = make(tmp_path, name="a", lr=0.02, num_workers="1:2")
     # The name is the directory's: a config that is read back is for another run.
-    assert run.read_config() == dataclasses.replace(config, name=None)
+    assert run.read_config() == config.replace(name=None)
 
 
 def test_a_run_from_before_its_preset_grew_keeps_its_settings(tmp_path: Path) -> None:
@@ -50,11 +49,11 @@ def test_a_run_from_before_its_preset_grew_keeps_its_settings(tmp_path: Path) ->
     for name in ("ema", "warmup_epochs", "anneal", "final_lr_factor", "decay_norm_bias"):
         del old[name]
     run.config_file.write_text(yaml.safe_dump(old))
-    assert run.read_config() == dataclasses.replace(config, name=None)
+    assert run.read_config() == config.replace(name=None)
 
 
 def resumed(config: TrainConfig, **changes) -> TrainConfig:
-    return dataclasses.replace(config, resume=True, **changes)
+    return config.replace(resume=True, **changes)
 
 
 def test_resume_refuses_what_would_compute_something_else(tmp_path: Path) -> None:
