@@ -1,13 +1,14 @@
-"""What a run or a search tells while it runs.
+"""The events that a run or a search reports while it runs, and the orders that it takes.
 
 An event is a dict with a ``kind`` and what belongs to it:
 
 ``plan``
     ``max_epochs``, ``steps_per_epoch``, ``lines`` (what will run, and where, in words)
 ``waiting``
-    ``message``: for what the cluster is waited for, and how long; comes before the plan
+    ``message``: what the cluster has to provide, and how long that is waited for; comes before the
+    plan
 ``start``
-    ``world_size``, ``checkpoint`` (the one it goes on from, or None); once more at each restart
+    ``world_size``, ``checkpoint`` (the one it resumes from, or None); once more at each restart
 ``lost``
     ``message``: workers ended that should not have; a restart follows, or the run's end
 ``warning``
@@ -18,10 +19,10 @@ An event is a dict with a ``kind`` and what belongs to it:
 ``epoch``
     a row of ``metrics.csv``
 
-A search tells ``waiting`` and ``warning``, and only these:
+A search reports ``waiting`` and ``warning``, and only these:
 
 ``plan``
-    ``trials``, ``finished`` (of them before, in a search that goes on), ``max_epochs``,
+    ``trials``, ``finished`` (of them before, in a search that is resumed), ``max_epochs``,
     ``metric``, ``mode`` (``max`` or ``min``), ``lines``
 ``trial``
     whenever a trial starts, ends an epoch or ends: its row of ``trials.csv``, with ``status``
@@ -41,19 +42,19 @@ INTERRUPTED: Event = {
     "kind": "warning",
     "message": "interrupted: saving a checkpoint; once more to stop without",
 }
-"""Told when a person or the system has asked a run to stop."""
+"""Reported when a person or the system has asked a run to stop."""
 
 
 class Order(Enum):
-    """What a rank that has come to a step's or an epoch's end is told to do."""
+    """The order for a rank that has come to a step's or an epoch's end."""
 
-    GO_ON = "go on"
-    SAVE = "save a checkpoint and go on"
+    CONTINUE = "continue"
+    SAVE = "save a checkpoint and continue"
     STOP = "save a checkpoint and stop"
 
 
 Ask = Callable[[int], Order]
-"""Asked on every rank with the steps done since the run's start. All ranks must get the same
+"""Called on every rank with the steps done since the run's start. All ranks must get the same
 answer at the same step."""
 
 
@@ -61,6 +62,6 @@ def ignore(event: Event) -> None:
     """A listener that does nothing."""
 
 
-def go_on(step: int) -> Order:
-    """What is answered where nobody interrupts."""
-    return Order.GO_ON
+def always_continue(step: int) -> Order:
+    """Continue, as where nobody interrupts."""
+    return Order.CONTINUE

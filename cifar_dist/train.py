@@ -123,7 +123,7 @@ def _run(
         dataset = begin("this process, without Ray")
 
         def ask(step: int) -> Order:
-            return Order.STOP if interrupted() else Order.GO_ON
+            return Order.STOP if interrupted() else Order.CONTINUE
 
         try:
             with interruption_noted(listener) as interrupted:

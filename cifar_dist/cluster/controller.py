@@ -53,7 +53,7 @@ class Watch(ControllerCallback):
             number = ray.get(self._coordinator.request.remote(Order.SAVE))
             # Too late is no failure: the workers go on from the checkpoint before.
             ray.wait(
-                [self._coordinator.wait_carried_out.remote(number)], timeout=SAVE_BEFORE_RESIZE_S
+                [self._coordinator.wait_completed.remote(number)], timeout=SAVE_BEFORE_RESIZE_S
             )
 
 

@@ -27,7 +27,7 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from cifar_dist.cluster.controller import Watch, what_failed
-from cifar_dist.cluster.coordinator import Events, Orders, make_coordinator
+from cifar_dist.cluster.coordinator import Events, RequestListener, make_coordinator
 from cifar_dist.cluster.lean import CleanedUpAfter, LeanTorchTrainer
 from cifar_dist.cluster.process_group import ProcessGroup, mark_ended_well
 from cifar_dist.cluster.resources import Resources, worker_resources
@@ -97,7 +97,7 @@ def train_worker(work: Work) -> Outcome:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     start = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex)
-    orders = Orders(work.coordinator, start, world_size, rank)
+    requests = RequestListener(work.coordinator, start, world_size, rank)
     outcome = fit(
         config,
         work.run,
@@ -108,16 +108,16 @@ def train_worker(work: Work) -> Outcome:
         launched=work.launched,
         listener=work.coordinator.put.remote,
         report=functools.partial(_report_and_wait, work) if work.is_trial else ray.train.report,
-        ask=orders.ask,
+        ask=requests.ask,
         test=not work.is_trial,
     )
-    orders.close()
+    requests.close()
     return outcome
 
 
 def _report_and_wait(work: Work, row: dict[str, Any]) -> None:
     ray.train.report(row)
-    if not ray.get(work.coordinator.may_go_on.remote(row["epoch"])):
+    if not ray.get(work.coordinator.may_continue.remote(row["epoch"])):
         raise StoppedByScheduler
 
 
@@ -127,8 +127,8 @@ def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
     Ray keeps the exception, but neither its traceback nor which rank was the first to raise;
     the others' broken connections are only consequences.
     """
-    if (hopeless := ray.get(work.coordinator.hopeless.remote())) is not None:
-        raise hopeless  # a restart that Ray insists on: over at once
+    if (fatal := ray.get(work.coordinator.fatal_error.remote())) is not None:
+        raise fatal  # a restart that Ray insists on: over at once
     try:
         outcome = worker(work)
     except (StoppedByScheduler, Interrupted):
@@ -137,7 +137,7 @@ def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
         rank = ray.train.get_context().get_world_rank()
         event: Event = {"kind": "raised", "message": f"worker {rank}: {traceback.format_exc()}"}
         if isinstance(error, UserError | RunFailed):
-            event = {"kind": "hopeless", "error": error}
+            event = {"kind": "fatal", "error": error}
         ray.get(work.coordinator.put.remote(event))  # waited for: this process may end next
         raise
     mark_ended_well()
@@ -294,7 +294,7 @@ class _Attempt:
 
     def _pass_on(self, listener: Listener, last: bool) -> None:
         for event in self._events.take(last):
-            if event["kind"] == "hopeless":
+            if event["kind"] == "fatal":
                 raise event["error"]
             if event["kind"] == "raised":
                 self._raised.append(event["message"])

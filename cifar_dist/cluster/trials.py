@@ -192,7 +192,7 @@ class SeveralWorkers(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if self._told:
-            ray.get(self._coordinator.go_on.remote(self._told))
+            ray.get(self._coordinator.release.remote(self._told))
         while True:
             alive = self._running.alive
             try:
@@ -209,5 +209,5 @@ class SeveralWorkers(tune.Trainable):
 
     def cleanup(self) -> None:
         # By itself, and not by the death of this process: so the run gives its resources back.
-        ray.get(self._coordinator.go_on.remote(0, stop=True))
+        ray.get(self._coordinator.release.remote(0, stop=True))
         self._running.join(STOP_TIMEOUT_S)

@@ -19,7 +19,7 @@ from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.datamodule import PADDING
 from cifar_dist.data.order import ORDER_VERSION
 from cifar_dist.errors import Interrupted, RunFailed
-from cifar_dist.events import Ask, Listener, Order, go_on
+from cifar_dist.events import Ask, Listener, Order, always_continue
 from cifar_dist.inference.predictions import Predictions
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.model.seeding import generator_states, restore_generators
@@ -89,7 +89,7 @@ class Record(Checkpoint):
         identity: Mapping[str, Any],
         report: Callable[[dict[str, Any]], None],
         writer: BackgroundWriter,
-        ask: Ask = go_on,
+        ask: Ask = always_continue,
     ) -> None:
         self.run = run
         self.config = config
@@ -168,10 +168,10 @@ class Record(Checkpoint):
         if trainer.is_last_batch:
             return  # the epoch's end follows
         order = self.ask(trainer.global_step)
-        if order is not Order.GO_ON or self._due_by_step(trainer):
+        if order is not Order.CONTINUE or self._due_by_step(trainer):
             file = self.run.checkpoint(trainer.current_epoch + 1, batch_idx + 1)
             self._save_checkpoint(trainer, pl_module, file)
-        if order is not Order.GO_ON:
+        if order is not Order.CONTINUE:
             self.writer.wait()  # whoever gave the order may end this process next
         if order is Order.STOP:
             raise Interrupted
@@ -207,12 +207,12 @@ class Record(Checkpoint):
             self.best_epoch = epoch
         over = epoch == trainer.max_epochs
         # Once the last epoch is over only the test is left, which takes less than resuming would.
-        order = Order.GO_ON if over else self.ask(trainer.global_step)
+        order = Order.CONTINUE if over else self.ask(trainer.global_step)
         every = self.config.checkpoint_epochs
         due = self._due_by_step(trainer) or (every is not None and epoch % every == 0)
         # The best epoch has a checkpoint too, and before its weights are written: a run that is
         # resumed from the newest one never finds weights of an epoch that it knows nothing of.
-        if best or due or over or order is not Order.GO_ON:
+        if best or due or over or order is not Order.CONTINUE:
             self._save_checkpoint(trainer, pl_module, self.run.checkpoint(epoch), best)
         elif trainer.is_global_zero:
             rows = list(self.history)
@@ -220,7 +220,7 @@ class Record(Checkpoint):
         for logger in trainer.loggers:
             logger.log_metrics({k: float(v) for k, v in row.items()}, step=trainer.global_step)
         self.report(row)
-        if order is not Order.GO_ON:
+        if order is not Order.CONTINUE:
             self.writer.wait()
         if order is Order.STOP:
             raise Interrupted

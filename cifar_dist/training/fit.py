@@ -23,7 +23,7 @@ from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.datamodule import ImageDataModule
 from cifar_dist.errors import UserError
-from cifar_dist.events import Ask, Listener, go_on, ignore
+from cifar_dist.events import Ask, Listener, always_continue, ignore
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.model.resnet import resnet18
 from cifar_dist.model.seeding import nondeterminism_reported, set_seed
@@ -59,7 +59,7 @@ def fit(
     launched: Mapping[str, Any] | None = None,
     listener: Listener = ignore,
     report: Callable[[dict[str, Any]], None] = ignore,
-    ask: Ask = go_on,
+    ask: Ask = always_continue,
     test: bool = True,
 ) -> Outcome:
     """Train to the last epoch, going on from the run's newest checkpoint, and test once.
