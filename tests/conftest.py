@@ -18,6 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 """Of commands that tests start: packages may have been installed into a folder that it names."""
 
+NEEDS_RAY_INTERNALS = pytest.mark.skipif(
+    os.environ.get("CIFAR_DIST_PLAIN_RAY", "") not in ("", "0"),
+    reason="CIFAR_DIST_PLAIN_RAY is set: what this tests needs Ray's private names",
+)
+
 # Tests start their own Ray, and never join one that somebody else runs on the machine.
 os.environ["RAY_ADDRESS"] = "local"
 

@@ -1,4 +1,4 @@
-"""An evaluation on Ray: workers share the images, the driver puts their logits together."""
+"""An evaluation on Ray: workers divide the images, the driver joins their logits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cifar_dist.errors import RunFailed, UserError
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker is given."""
+    """The arguments of a worker."""
 
     config: TrainConfig
-    """Of the network, and where it runs."""
+    """Settings of the network, and of where it runs."""
     dataset_fingerprint: str
     where: str
     """The weights' file, for messages."""
@@ -30,7 +30,7 @@ class Work:
 
 
 def logits_on_ray(work: Work) -> NDArray[np.float32]:
-    """``[n, classes]`` logits of a split, from the cluster that this process is connected to.
+    """Return ``[n, classes]`` logits of a split, by the cluster that this process is connected to.
 
     Raises:
         UserError: a worker's node has no such data, or no GPU.
@@ -61,7 +61,7 @@ def _share(work: Work, rank: int, world_size: int) -> Any:
     from cifar_dist.model.seeding import set_seed
 
     config = work.config
-    assert config.data_dir is not None  # settled when the config was made
+    assert config.data_dir is not None  # resolved when the config was made
     set_seed(config.seed, config.deterministic, config.tf32)
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
     model = load_trained(work.where, load(work.weights), config, dataset.about)

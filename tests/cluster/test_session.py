@@ -4,12 +4,13 @@ import subprocess
 import sys
 
 from cifar_dist.cluster.session import find_token
-from tests.conftest import ROOT
+from tests.conftest import NEEDS_RAY_INTERNALS, ROOT
 
 SESSION = """
 import os
 
-from cifar_dist.cluster.session import session, started_here
+from cifar_dist.cluster.ray_internals import started_here
+from cifar_dist.cluster.session import session
 from tests.processes import descendants
 
 with session():
@@ -19,6 +20,7 @@ with session():
 """
 
 
+@NEEDS_RAY_INTERNALS
 def test_a_session_starts_no_processes_that_it_has_no_use_for() -> None:
     words = [sys.executable, "-c", SESSION]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)

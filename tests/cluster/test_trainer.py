@@ -16,7 +16,7 @@ from ray.util import placement_group_table
 
 import cifar_dist.cluster.trainer
 from cifar_dist.cli import run_command
-from cifar_dist.cluster.process_group import SHUTDOWN_TIMEOUT_S
+from cifar_dist.cluster.ray_internals import SHUTDOWN_TIMEOUT_S
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import make_tune_config
 from cifar_dist.data.cache import CachedDataset, prepare
@@ -31,6 +31,7 @@ from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import Trained, main, train
 from cifar_dist.tune import search
 from tests.cluster import workers
+from tests.conftest import NEEDS_RAY_INTERNALS
 from tests.processes import descendants
 from tests.training.test_fit import without_timing
 
@@ -251,6 +252,7 @@ def test_what_a_worker_finds_wrong_with_the_data_is_the_users_to_mend(
     assert not (tmp_path / "misled").exists()
 
 
+@NEEDS_RAY_INTERNALS
 def test_a_rank_that_raises_ends_the_run_though_others_are_in_a_collective(
     tmp_path: Path, with_worker
 ) -> None:
