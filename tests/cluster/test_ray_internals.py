@@ -126,7 +126,7 @@ def test_the_controller_loads_no_torch_and_a_connection_no_ray_train() -> None:
 
 def small_run(folder: Path, name: str, events: list, **settings) -> Trained:
     config = TrainConfig(
-        max_epochs=2, batch_size=43, num_workers=2, report=False, storage_path=str(folder),
+        max_epochs=2, batch_size=26, num_workers=2, report=False, storage_path=str(folder),
         name=name, **settings,
     )  # fmt: skip
     return train(config, events.append)
@@ -161,7 +161,7 @@ def test_the_public_api_alone_gives_the_same_bits_also_after_a_kill(
         "cifar_dist.cluster.trainer.train_on_ray",
         functools.partial(train_on_ray, worker=workers.killed_worker),
     )
-    killed = small_run(tmp_path, "killed", events, max_failures=1)
+    killed = small_run(tmp_path, "killed", events, max_failures=1, checkpoint_every="4s")
     assert killed.summary["restarts"] == 1
     lost = [event["message"] for event in events if event["kind"] == "lost"]
     assert len(lost) == 1
