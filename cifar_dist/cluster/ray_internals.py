@@ -115,14 +115,13 @@ def started_here() -> bool:
     return node is not None and bool(node.is_head())
 
 
-def use_token(found: bool) -> None:
-    """Switch to token authentication where a token is ``found`` and nothing says otherwise.
+def use_token() -> None:
+    """Switch to token authentication where Ray finds a token and nothing says otherwise.
 
     Ray does so by itself for clusters that it finds, not for one whose address it is given.
+    Lost without: ``RAY_AUTH_MODE=token`` has to be set; Ray reads it when it is imported.
     """
     if not enabled():
-        if found:
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
         return
     from ray._private.authentication import authentication_token_setup as setup
 

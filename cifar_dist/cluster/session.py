@@ -62,6 +62,8 @@ def session(verbose: bool = False) -> Iterator[str]:
     except AuthenticationError:
         raise _other_token(address) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
+        if AuthenticationError.__name__ in str(error):  # Ray wraps its traceback
+            raise _other_token(address) from None
         raise _not_answering(address, error) from None
     if threading.current_thread() is threading.main_thread():
         for each, handler in handlers.items():
@@ -79,7 +81,7 @@ def session(verbose: bool = False) -> Iterator[str]:
 
 def use_token() -> None:
     """Switch to token authentication where there is a token and nothing says otherwise."""
-    ray_internals.use_token(found=find_token() is not None)
+    ray_internals.use_token()
 
 
 def _check_token(address: str) -> None:
@@ -103,7 +105,10 @@ def _other_token(address: str) -> UserError:
 
 def token_advice() -> str:
     """Return what to do where a cluster refuses this process's token, or its having none."""
-    if token := find_token():
+    token = find_token()
+    if token and not ray_internals.enabled() and "RAY_AUTH_MODE" not in os.environ:
+        return f"the cluster wants a token; to use that of {token} set RAY_AUTH_MODE=token"
+    if token:
         return f"the cluster wants another token than that of {token}"
     return (
         "the cluster wants a token; put it into RAY_AUTH_TOKEN, or into a file and its name into "
