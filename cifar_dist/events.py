@@ -171,15 +171,15 @@ class RestartCounter:
 
 
 class Order(Enum):
-    """What a rank that has come to a step's or an epoch's end is told to do."""
+    """The order for a rank that has come to a step's or an epoch's end."""
 
-    GO_ON = "go on"
-    SAVE = "save a checkpoint and go on"
+    CONTINUE = "continue"
+    SAVE = "save a checkpoint and continue"
     STOP = "save a checkpoint and stop"
 
 
 Ask = Callable[[int], Order]
-"""Asked on every rank with the steps done since the run's start. All ranks must get the same
+"""Called on every rank with the steps done since the run's start. All ranks must get the same
 answer at the same step."""
 
 
@@ -187,6 +187,6 @@ def ignore(event: Event) -> None:
     """A listener that does nothing."""
 
 
-def go_on(step: int) -> Order:
-    """What is answered where nobody interrupts."""
-    return Order.GO_ON
+def always_continue(step: int) -> Order:
+    """Continue, as where nobody interrupts."""
+    return Order.CONTINUE

@@ -65,7 +65,7 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
     run = RunDirectory.existing(config) if config.resume else RunDirectory.create(config)
     if not config.resume:
         run.write_config(config)
-    go_on = f"to go on: {resume_command(COMMAND, run.name, config.storage_path)}"
+    to_resume = f"to resume: {resume_command(COMMAND, run.name, config.storage_path)}"
     try:
         outcome = _run(config, run, counter, {"command": command, "git_commit": git_commit()})
     except UserError:
@@ -74,15 +74,15 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
         raise
     except (Interrupted, KeyboardInterrupt):
         summarise("interrupted")
-        raise Interrupted(f"interrupted; {go_on}") from None
+        raise Interrupted(f"interrupted; {to_resume}") from None
     except RunFailed as error:
         with contextlib.suppress(RunFailed):  # no room for that either
             summarise("failed")
             if config.report:
                 leave_report(run, listener)
         if isinstance(error, Diverged):  # going on as before would end there again
-            go_on += " --on-nonfinite skip"
-        raise type(error)(f"{error}\n{go_on}") from error
+            to_resume += " --on-nonfinite skip"
+        raise type(error)(f"{error}\n{to_resume}") from error
     trained = Trained(run, outcome, summarise("completed", outcome))
     if config.report:
         leave_report(run, listener)
@@ -119,7 +119,7 @@ def _run(
         dataset = begin("this process, without Ray")
 
         def ask(step: int) -> Order:
-            return Order.STOP if interrupted() else Order.GO_ON
+            return Order.STOP if interrupted() else Order.CONTINUE
 
         try:
             with interruption_noted(listener) as interrupted:

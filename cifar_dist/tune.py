@@ -88,7 +88,7 @@ def search(
         space = searched_space(config)
         trial_table, suggestions = _trial_table(config, space)
         directory = SearchDirectory.create(config, space)
-    go_on = f"to go on: {resume_command(COMMAND, directory.name, storage_path)}"
+    to_resume = f"to resume: {resume_command(COMMAND, directory.name, storage_path)}"
 
     def finish(status: str) -> Searched:
         table = trial_table.write(directory)
@@ -109,10 +109,10 @@ def search(
         raise
     except (Interrupted, KeyboardInterrupt):
         finish("interrupted")
-        raise Interrupted(f"interrupted; {go_on}") from None
+        raise Interrupted(f"interrupted; {to_resume}") from None
     except RunFailed as error:
         finish("failed")
-        raise RunFailed(f"{error}\n{go_on}") from error
+        raise RunFailed(f"{error}\n{to_resume}") from error
     unfinished = bool(trial_table.summary()["unfinished"])
     searched = finish("unfinished" if unfinished else "completed")
     if config.train.report:
@@ -291,7 +291,7 @@ def _results(searched: Searched, config: TuneConfig) -> list[str]:
     if summary["unfinished"]:
         lines.append(
             f"time budget of {config.time_budget} over, {summary['unfinished']} trials "
-            f"unfinished; to go on: "
+            f"unfinished; to resume: "
             f"{resume_command(COMMAND, directory.name, config.train.storage_path)}"
         )
     if summary["best_trial"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,23 @@ STOP_TIMEOUT_S = 180
 
 
 def runtime_env(folder: Path, tool: str | None) -> dict[str, Any]:
-    """Ray's runtime environment for a job.
+    """Return Ray's runtime environment for a job.
 
     Args:
         folder: whose files are sent; the job runs in a copy of it.
         tool: ``uv`` or ``pip``, which installs this machine's versions of what the project depends
             on, on every node, once; None where they are there.
     """
+    from cifar_dist.cluster.ray_internals import PLAIN_RAY
+
     env: dict[str, Any] = {
         "working_dir": str(folder),
         "excludes": LEFT_HERE,
         # Ray's own are 3 s. Lines are to come when they are written.
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT_S), "PYTHONUNBUFFERED": "1"},
     }
+    if os.environ.get(PLAIN_RAY):  # the job's driver decides by its own environment
+        env["env_vars"][PLAIN_RAY] = os.environ[PLAIN_RAY]
     if not (folder / "cifar_dist").is_dir():
         package = Path(cifar_dist.__file__).resolve().parent
         spaces = package.parent / "tune_spaces"

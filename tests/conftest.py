@@ -21,6 +21,10 @@ PYTHON_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONP
 """Of commands that tests start: packages may have been installed into a folder that it names."""
 
 _MARK = mark_own()
+NEEDS_RAY_INTERNALS = pytest.mark.skipif(
+    os.environ.get("CIFAR_DIST_PLAIN_RAY", "") not in ("", "0"),
+    reason="CIFAR_DIST_PLAIN_RAY is set: what this tests needs Ray's private names",
+)
 
 # Tests start their own Ray, and never join one that somebody else runs on the machine.
 os.environ["RAY_ADDRESS"] = "local"

@@ -253,7 +253,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert err.splitlines() == [
-        "interrupted; to go on: python -m cifar_dist.train --name cut --resume"
+        "interrupted; to resume: python -m cifar_dist.train --name cut --resume"
     ]
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
 

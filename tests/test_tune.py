@@ -197,7 +197,7 @@ def test_an_interrupted_search_says_how_to_go_on(tmp_path: Path, undisturbed: pd
     interrupted.send_signal(signal.SIGINT)
     done = finish(interrupted)
     assert done.code == 130
-    assert done.err == ("interrupted; to go on: python -m cifar_dist.tune --name s --resume\n")
+    assert done.err == ("interrupted; to resume: python -m cifar_dist.tune --name s --resume\n")
     assert search.read_summary()["status"] == "interrupted"
     assert finish(start(tmp_path, "--resume")).code == 0
     pd.testing.assert_frame_equal(results(search), undisturbed)

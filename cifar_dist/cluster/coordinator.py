@@ -1,4 +1,7 @@
-"""What goes between the driver and the workers of a run, whatever becomes of either."""
+"""The actor between a run's driver and its workers, and both sides' ends of it.
+
+Its state outlives every start of the workers, and a restart of Ray Train's controller.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +19,32 @@ from cifar_dist.events import Event, Fatal, Order
 
 @dataclass
 class _Request:
-    """An order, and what the ranks of one start have agreed on about where to carry it out."""
+    """An order, and the step after which the ranks of one start have agreed to execute it."""
 
     number: int
     order: Order
     start: str = ""
-    asked: dict[int, int] = field(default_factory=dict)
-    """By rank: the step that it was last let past."""
+    passed: dict[int, int] = field(default_factory=dict)
+    """By rank: the last step after which it was let continue."""
     at: int | None = None
-    """The step behind which all ranks carry it out."""
+    """The step after which all ranks execute it."""
 
-    def answer(self, start: str, world_size: int, rank: int, step: int) -> Order:
-        """What a rank does behind a step.
+    def order_after(self, start: str, world_size: int, rank: int, step: int) -> Order:
+        """Return what a rank does after a step.
 
-        Ranks hear of a request at different steps. Each that has heard asks before it goes on, so
-        once all have asked, the farthest step that any may have begun is known: that is where.
+        Ranks learn of a request at different steps. Each that has learnt of it asks before it
+        continues, so once all have asked, the farthest step that any may have begun is known: all
+        execute the order after that one.
         """
         if start != self.start:  # new workers, after a failure
-            self.start, self.asked, self.at = start, {}, None
-        others = [passed + 1 for other, passed in self.asked.items() if other != rank]
+            self.start, self.passed, self.at = start, {}, None
+        others = [passed + 1 for other, passed in self.passed.items() if other != rank]
         if self.at is None and len(others) == world_size - 1:
             self.at = max([step, *others])
         if step == self.at:
             return self.order
-        self.asked[rank] = step
-        return Order.GO_ON
+        self.passed[rank] = step
+        return Order.CONTINUE
 
 
 @ray.remote(num_cpus=0)
@@ -55,10 +59,10 @@ class Coordinator:
 
     def __init__(self, wait: bool = False) -> None:
         self._events: list[Event] = []
-        self._hopeless: Exception | None = None
-        self._let_run_to = 0 if wait else sys.maxsize
+        self._fatal: Exception | None = None
+        self._released_to = 0 if wait else sys.maxsize
         self._stopped = False
-        self._nudged = False
+        self._woken = False
         self._requests = 0
         self._request: _Request | None = None
         self._changed = asyncio.Condition()
@@ -66,39 +70,39 @@ class Coordinator:
     async def put(self, event: Event) -> None:
         """Add an event."""
         if isinstance(event, Fatal):
-            self._hopeless = event.error
+            self._fatal = event.error
         async with self._changed:
             self._events.append(event)
             self._changed.notify_all()
 
-    async def hopeless(self) -> Exception | None:
-        """What a worker found wrong that no restart mends, if anything."""
-        return self._hopeless
+    async def fatal_error(self) -> Exception | None:
+        """Return the error of a worker that no restart mends, if there was one."""
+        return self._fatal
 
     async def take(self) -> list[Event]:
-        """All events since the last call, in order; the answer waits for one, or for `nudge`."""
+        """Return all events since the last call, in order; waits for one, or for `wake`."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._events or self._nudged)
-        taken, self._events, self._nudged = self._events, [], False
+            await self._changed.wait_for(lambda: self._events or self._woken)
+        taken, self._events, self._woken = self._events, [], False
         return taken
 
-    async def nudge(self) -> None:
-        """Have `take` answer at once, with what there is."""
+    async def wake(self) -> None:
+        """Make `take` return at once, with the events that there are."""
         async with self._changed:
-            self._nudged = True
+            self._woken = True
             self._changed.notify_all()
 
-    async def go_on(self, epoch: int, stop: bool = False) -> None:
-        """Let ranks run on behind an epoch's end (1-based), or make them stop at the next one."""
+    async def release(self, epoch: int, stop: bool = False) -> None:
+        """Let ranks continue after an epoch (1-based), or make them stop after the next one."""
         async with self._changed:
-            self._let_run_to = max(self._let_run_to, epoch)
+            self._released_to = max(self._released_to, epoch)
             self._stopped = self._stopped or stop
             self._changed.notify_all()
 
-    async def may_go_on(self, epoch: int) -> bool:
-        """Whether a rank that ended an epoch (1-based) goes on; the answer waits for `go_on`."""
+    async def may_continue(self, epoch: int) -> bool:
+        """Return whether a rank that ended an epoch (1-based) continues; waits for `release`."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._stopped or epoch <= self._let_run_to)
+            await self._changed.wait_for(lambda: self._stopped or epoch <= self._released_to)
         return not self._stopped
 
     async def request(self, order: Order) -> int:
@@ -114,8 +118,8 @@ class Coordinator:
                 self._changed.notify_all()
             return self._request.number
 
-    async def requested(self, after: int) -> int:
-        """The number of an open request above ``after``; the answer waits for one."""
+    async def wait_requested(self, after: int) -> int:
+        """Wait for an open request with a number above ``after``, and return its number."""
         async with self._changed:
             await self._changed.wait_for(
                 lambda: self._request is not None and self._request.number > after
@@ -123,22 +127,22 @@ class Coordinator:
             assert self._request is not None
             return self._request.number
 
-    async def answer(
+    async def order_after(
         self, start: str, world_size: int, rank: int, step: int
     ) -> tuple[int, Order] | None:
-        """The open request's number, and what a rank that has heard of it does behind a step."""
+        """Return the open request's number, and what a rank that knows of it does after a step."""
         if self._request is None:
             return None
-        return self._request.number, self._request.answer(start, world_size, rank, step)
+        return self._request.number, self._request.order_after(start, world_size, rank, step)
 
-    async def carried_out(self, number: int) -> None:
+    async def complete(self, number: int) -> None:
         """Close a request: its checkpoint is written."""
         async with self._changed:
             if self._request is not None and self._request.number <= number:
                 self._request = None
                 self._changed.notify_all()
 
-    async def wait_carried_out(self, number: int) -> None:
+    async def wait_completed(self, number: int) -> None:
         """Wait until a request is closed."""
         async with self._changed:
             await self._changed.wait_for(
@@ -147,19 +151,19 @@ class Coordinator:
 
 
 def make_coordinator(wait: bool = False) -> Any:
-    """A `Coordinator` on this process's node: the loss of any other must not take it along.
+    """Start a `Coordinator` on this process's node, so that no other node's loss takes it along.
 
     Args:
-        wait: hold every rank at an epoch's end until ``go_on`` is called, as a trial needs it.
+        wait: hold every rank at an epoch's end until ``release`` is called, as a trial needs it.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Coordinator.options(scheduling_strategy=here).remote(wait)  # type: ignore[attr-defined]
 
 
 class Events:
-    """The driver's ear for events: while there are none it costs the processors nothing.
+    """The driver's end: long-polls the coordinator, so that an idle driver uses no CPU.
 
-    A call to the coordinator every now and then would be one that interrupts a training step.
+    A call to the coordinator every now and then would interrupt training steps.
 
     Args:
         coordinator: the run's.
@@ -170,10 +174,10 @@ class Events:
         self._coming = coordinator.take.remote()
 
     def take(self, last: bool = False) -> list[Event]:
-        """The events that have come, in order; does not wait.
+        """Return the events that have come, in order, without waiting.
 
         Args:
-            last: those too that are on their way: whoever sent them has ended.
+            last: include those that are on their way: whoever sent them has ended.
 
         Raises:
             ray.exceptions.RayError: the coordinator is lost.
@@ -182,7 +186,7 @@ class Events:
         if ray.wait([self._coming], timeout=0)[0]:
             events += self._arrived()
         if last:
-            self._coordinator.nudge.remote()
+            self._coordinator.wake.remote()
             events += self._arrived()
         return events
 
@@ -192,8 +196,8 @@ class Events:
         return events
 
 
-class Orders:
-    """A rank's ear for requests: costs a step nothing while there are none.
+class RequestListener:
+    """A rank's end: a thread waits for requests, so that without one they cost a step nothing.
 
     Args:
         coordinator: the run's.
@@ -205,36 +209,36 @@ class Orders:
     def __init__(self, coordinator: Any, start: str, world_size: int, rank: int) -> None:
         self._coordinator = coordinator
         self._who = (start, world_size, rank)
-        self._heard = threading.Event()
+        self._notified = threading.Event()
         self._handled = 0
         self._saved: int | None = None
-        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._wait, daemon=True).start()
 
     def ask(self, step: int) -> Order:
-        """What to do behind a step, counted from the run's start; see `events.Ask`."""
+        """Return what to do after a step, counted from the run's start; see `events.Ask`."""
         if self._saved is not None:
-            # Behind the step at which it was ordered: its checkpoint is written.
-            self._coordinator.carried_out.remote(self._saved)
+            # One step after the one at which it was ordered: its checkpoint is written.
+            self._coordinator.complete.remote(self._saved)
             self._saved = None
-        if not self._heard.is_set():
-            return Order.GO_ON
-        answer = ray.get(self._coordinator.answer.remote(*self._who, step))
+        if not self._notified.is_set():
+            return Order.CONTINUE
+        answer = ray.get(self._coordinator.order_after.remote(*self._who, step))
         if answer is not None:
             self._handled, order = answer
-            if order is Order.GO_ON:  # not yet: asked again behind the next step
+            if order is Order.CONTINUE:  # not yet: asked again after the next step
                 return order
             self._saved = self._handled
-        self._heard.clear()
-        threading.Thread(target=self._listen, daemon=True).start()
-        return Order.GO_ON if answer is None else order
+        self._notified.clear()
+        threading.Thread(target=self._wait, daemon=True).start()
+        return Order.CONTINUE if answer is None else order
 
     def close(self) -> None:
-        """Nothing more is asked: whoever waits for a checkpoint has waited long enough."""
-        self._coordinator.carried_out.remote(self._saved or self._handled + 1)
+        """Close the open request: training has ended, and nothing more will be saved for it."""
+        self._coordinator.complete.remote(self._saved or self._handled + 1)
 
-    def _listen(self) -> None:
+    def _wait(self) -> None:
         try:
-            ray.get(self._coordinator.requested.remote(self._handled))
+            ray.get(self._coordinator.wait_requested.remote(self._handled))
         except ray.exceptions.RayError:
             return  # the run is over, and its coordinator with it
-        self._heard.set()
+        self._notified.set()

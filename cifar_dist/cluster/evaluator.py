@@ -16,10 +16,10 @@ from cifar_dist.errors import RunFailed, UserError
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker is given."""
+    """The arguments of a worker."""
 
     config: TrainConfig
-    """Of the network, and where it runs."""
+    """Settings of the network, and of where it runs."""
     dataset_fingerprint: str
     where: str
     """The weights' file, for messages."""

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from cifar_dist.cluster import ray_internals
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import RunFailed, UserError
@@ -60,6 +61,8 @@ class Plan:
     dataset_fingerprint: str
     launched: Mapping[str, Any]
     training: Training
+    ray_internals: bool
+    """Whether the driver uses `cifar_dist.cluster.ray_internals`; trials then do, too."""
 
     def work(self, told: Mapping[str, Any], report: Report) -> TrialWork:
         """A trial's, by what Ray Tune was told of it."""
@@ -77,7 +80,7 @@ def train_here(work: TrialWork) -> Outcome:
     from cifar_dist.training.fit import fit
 
     config = work.config
-    assert config.data_dir is not None  # settled when the config was made
+    assert config.data_dir is not None  # resolved when the config was made
     gc.collect()  # the network and optimizer of the trial before, which refer to each other
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
     return fit(config, work.run, dataset, launched=work.launched, report=work.report, test=False)
@@ -170,6 +173,7 @@ class SeveralWorkers(tune.Trainable):
         from cifar_dist.cluster.coordinator import make_coordinator
         from cifar_dist.cluster.trainer import train_on_ray
 
+        ray_internals.follow_driver(plan.ray_internals)
         self._rows: queue.Queue[dict[str, Any]] = queue.Queue()
         self._told = 0
         self._coordinator = make_coordinator(wait=True)
@@ -192,7 +196,7 @@ class SeveralWorkers(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if self._told:
-            ray.get(self._coordinator.go_on.remote(self._told))
+            ray.get(self._coordinator.release.remote(self._told))
         while True:
             alive = self._running.alive
             try:
@@ -209,5 +213,5 @@ class SeveralWorkers(tune.Trainable):
 
     def cleanup(self) -> None:
         # By itself, and not by the death of this process: so the run gives its resources back.
-        ray.get(self._coordinator.go_on.remote(0, stop=True))
+        ray.get(self._coordinator.release.remote(0, stop=True))
         self._running.join(STOP_TIMEOUT_S)

@@ -21,7 +21,8 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cifar_dist.cluster.resources import autoscales, room, worker_resources
+from cifar_dist.cluster import ray_internals
+from cifar_dist.cluster.resources import room, worker_resources
 from cifar_dist.cluster.session import ray_storage
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.cluster.trials import Plan, SeveralWorkers, Training, one_worker, train_here
@@ -217,7 +218,8 @@ def slots(config: TuneConfig) -> int:
 
     On one that grows one more, since only what waits makes it grow.
     """
-    there = max(room(worker_resources(config.trial_base)) // config.workers, 1) + autoscales()
+    there = max(room(worker_resources(config.trial_base)) // config.workers, 1)
+    there += ray_internals.autoscales()
     return min(there, config.max_concurrent or there)
 
 
@@ -256,8 +258,9 @@ def run_trials(
         events.put(trial_table.event(number))
 
     plan = Plan(
-        directory, base, trial_table.space.configured, dataset_fingerprint, launched, training
-    )
+        directory, base, trial_table.space.configured, dataset_fingerprint, launched, training,
+        ray_internals.enabled(),
+    )  # fmt: skip
     # A name that was used before would make Ray restore what it finds under it.
     delete_folder(directory.path / RAY_FOLDER)
     until = _Until(config.time_budget_s)

@@ -25,7 +25,7 @@ from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset
 from cifar_dist.data.datamodule import ImageDataModule
 from cifar_dist.errors import UserError
-from cifar_dist.events import Ask, EpochDone, Listener, Started, go_on, ignore
+from cifar_dist.events import Ask, EpochDone, Listener, Started, always_continue, ignore
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.model.networks import make_network
 from cifar_dist.model.seeding import nondeterminism_reported, set_seed
@@ -57,7 +57,7 @@ def fit(
     launched: Mapping[str, Any] | None = None,
     listener: Listener = ignore,
     report: Report = lambda row: None,
-    ask: Ask = go_on,
+    ask: Ask = always_continue,
     test: bool = True,
 ) -> Outcome:
     """Train to the last epoch, resuming from the run's newest checkpoint, and test once.

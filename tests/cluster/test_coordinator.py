@@ -37,7 +37,7 @@ def test_all_ranks_act_at_the_same_step(world_size: int, seed: int) -> None:
         rank = chance.choice(able)
         rank.done += 1
         if rank.done >= rank.hears_after:
-            answer = request.answer("a start", world_size, rank.number, rank.done)
+            answer = request.order_after("a start", world_size, rank.number, rank.done)
             if answer is Order.STOP:
                 rank.acted_at = rank.done
                 continue
@@ -49,14 +49,14 @@ def test_all_ranks_act_at_the_same_step(world_size: int, seed: int) -> None:
 
 def test_new_workers_agree_anew() -> None:
     request = _Request(1, Order.SAVE)
-    assert request.answer("first", 2, 0, 7) is Order.GO_ON
+    assert request.order_after("first", 2, 0, 7) is Order.CONTINUE
     # Rank 1 is killed; the workers that replace them come from an older checkpoint.
-    assert request.answer("second", 2, 1, 3) is Order.GO_ON
-    assert request.answer("second", 2, 0, 4) is Order.SAVE
-    assert request.answer("second", 2, 1, 4) is Order.SAVE
+    assert request.order_after("second", 2, 1, 3) is Order.CONTINUE
+    assert request.order_after("second", 2, 0, 4) is Order.SAVE
+    assert request.order_after("second", 2, 1, 4) is Order.SAVE
 
 
-def test_events_are_taken_when_there_are_some_or_somebody_cannot_wait() -> None:
+def test_events_are_taken_when_there_are_some_or_when_woken() -> None:
     async def take() -> None:
         coordinator = Coordinator.__ray_metadata__.modified_class()
         waiting = asyncio.create_task(coordinator.take())
@@ -67,10 +67,10 @@ def test_events_are_taken_when_there_are_some_or_somebody_cannot_wait() -> None:
         waiting = asyncio.create_task(coordinator.take())
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        await coordinator.nudge()
+        await coordinator.wake()
         assert await waiting == []
         await coordinator.put(Warned("second"))
-        await coordinator.nudge()
+        await coordinator.wake()
         assert await coordinator.take() == [Warned("second")]
 
     asyncio.run(asyncio.wait_for(take(), 10))

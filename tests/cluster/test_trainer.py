@@ -16,7 +16,7 @@ from ray.util import placement_group_table
 
 import cifar_dist.cluster.trainer
 from cifar_dist.cli import run_command
-from cifar_dist.cluster.process_group import SHUTDOWN_TIMEOUT_S
+from cifar_dist.cluster.ray_internals import SHUTDOWN_TIMEOUT_S
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import make_tune_config
 from cifar_dist.data.cache import CachedDataset, prepare
@@ -32,6 +32,7 @@ from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import Trained, main, train
 from cifar_dist.tune import search
 from tests.cluster import workers
+from tests.conftest import NEEDS_RAY_INTERNALS
 from tests.processes import descendants
 from tests.training.test_fit import without_timing
 
@@ -237,7 +238,7 @@ def test_a_worker_that_raises_is_shown_once_and_exits_1(
     assert said.count("the second worker divides by zero") == 2  # source line and message
     assert said.count("Traceback") == 1
     assert "worker 1: Traceback" in said
-    assert "to go on: python -m cifar_dist.train --name raised --resume" in said
+    assert "to resume: python -m cifar_dist.train --name raised --resume" in said
     assert RunDirectory.at("runs", "raised").read_summary()["status"] == "failed"
 
 
@@ -252,6 +253,7 @@ def test_what_a_worker_finds_wrong_with_the_data_is_the_users_to_mend(
     assert not (tmp_path / "misled").exists()
 
 
+@NEEDS_RAY_INTERNALS
 def test_a_rank_that_raises_ends_the_run_though_others_are_in_a_collective(
     tmp_path: Path, with_worker
 ) -> None:

@@ -188,7 +188,7 @@ def run(
                 break
             said = driver.process.stderr.read()
             assert code in (-signal.SIGKILL, 130), (code, said)
-            assert code != 130 or "to go on: python -m cifar_dist.train" in said, said
+            assert code != 130 or "to resume: python -m cifar_dist.train" in said, said
             driver = _Driver(cluster, {**config, "resume": True})
     finally:
         if driver.process.poll() is None:

@@ -26,6 +26,13 @@ def test_ray_takes_the_runtime_environment(tool: str | None) -> None:
     assert (tool is None) == ("uv" not in env and "pip" not in env)
 
 
+def test_a_job_uses_rays_public_api_where_this_machine_does(monkeypatch) -> None:
+    monkeypatch.delenv("CIFAR_DIST_PLAIN_RAY", raising=False)
+    assert "CIFAR_DIST_PLAIN_RAY" not in runtime_env(ROOT, None)["env_vars"]
+    monkeypatch.setenv("CIFAR_DIST_PLAIN_RAY", "1")
+    assert runtime_env(ROOT, None)["env_vars"]["CIFAR_DIST_PLAIN_RAY"] == "1"
+
+
 def test_data_runs_and_environments_stay_here(tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 

@@ -106,7 +106,7 @@ def test_interrupting_saves_and_a_later_submit_goes_on_to_the_same_bits(
 
     followed = submit(cluster, "--follow", job)
     assert followed.returncode == 130
-    assert "to go on: python -m cifar_dist.train --name stopped --resume" in followed.stdout
+    assert "to resume: python -m cifar_dist.train --name stopped --resume" in followed.stdout
     run = RunDirectory.at(str(tmp_path), "stopped")
     assert run.read_summary()["status"] == "interrupted"
     assert len(run.read_metrics()) < EPOCHS

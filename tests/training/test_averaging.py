@@ -178,7 +178,7 @@ def test_the_average_is_what_is_validated_and_tested(
 def test_an_interrupted_average_resumes_to_the_bit(
     train_few: TrainFew, undisturbed: Trained, tmp_path: Path, epoch: int, step: int
 ) -> None:
-    with pytest.raises(Interrupted, match="to go on: "):
+    with pytest.raises(Interrupted, match="to resume: "):
         train_few(tmp_path, "cut", SignalAt(epoch, step), **RECIPE)
     resumed = train_few(tmp_path, "cut", resume=True, **RECIPE)
     same(resumed, undisturbed)

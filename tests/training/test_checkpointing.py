@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cifar_dist.config.train import TrainConfig
-from cifar_dist.events import go_on
+from cifar_dist.events import always_continue
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.training.checkpointing import RunCheckpointer
@@ -28,7 +28,7 @@ needs_gpu = [
 def checkpointer(folder: Path) -> RunCheckpointer:
     run, config = RunDirectory.at(str(folder), "run"), TrainConfig()
     history = MetricsHistory(run, config, lambda row: None)
-    return RunCheckpointer(run, config, {}, history, BackgroundWriter(), go_on)
+    return RunCheckpointer(run, config, {}, history, BackgroundWriter(), always_continue)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -165,7 +165,7 @@ def test_train_resume_gives_the_same_bits(
 ) -> None:
     monkeypatch.setattr("cifar_dist.training.callbacks.SECONDS_BETWEEN_STEP_EVENTS", 0)
     every = {"checkpoint_every": checkpoint_every}
-    with pytest.raises(Interrupted, match=r"to go on: python -m .* --name cut --resume"):
+    with pytest.raises(Interrupted, match=r"to resume: python -m .* --name cut --resume"):
         train_small(tmp_path, "cut", Stop(kind, epoch), **every)
     run = RunDirectory.at(str(tmp_path), "cut")
     assert run.read_summary()["status"] == "interrupted"

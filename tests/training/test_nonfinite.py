@@ -56,7 +56,7 @@ def test_the_run_stops_at_that_step_and_names_the_last_good_checkpoint(
     said = str(raised.value)
     assert f"the loss is nan at step {STEPS + 4} (epoch 2, lr 0.001)" in said
     assert f"the last good checkpoint is {last}" in said
-    assert "to go on: python -m cifar_dist.train --name broken --resume" in said
+    assert "to resume: python -m cifar_dist.train --name broken --resume" in said
     assert len(Breaking.seen) == STEPS + 4  # not one step more
     assert run.read_summary()["status"] == "failed"
     assert all(torch.isfinite(v).all() for v in read_checkpoint(last)["state_dict"].values())
@@ -339,7 +339,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_checkpoint_before_is_intac
     )
     assert done.returncode == 1, done.stderr
     assert "left epoch-0001.ckpt\n" in done.stdout
-    line, go_on = done.stderr.strip().splitlines()
+    line, resume_line = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert "cannot be written (No space left on device)" in line
-    assert go_on.startswith("to go on: python -m cifar_dist.train --name full --resume")
+    assert resume_line.startswith("to resume: python -m cifar_dist.train --name full --resume")

@@ -49,7 +49,7 @@ def test_an_interrupted_run_resumes_in_the_middle_of_its_epoch(
     train_few: TrainFew, undisturbed: Trained, tmp_path: Path, epoch: int, step: int
 ) -> None:
     stop = SignalAt(epoch, step)
-    with pytest.raises(Interrupted, match="to go on: "):
+    with pytest.raises(Interrupted, match="to resume: "):
         train_few(tmp_path, "cut", stop)
     assert [e.message for e in stop.heard if isinstance(e, Warned)] == [
         "interrupted: saving a checkpoint; once more to stop without"
@@ -71,7 +71,7 @@ def test_a_signal_after_the_question_at_an_epochs_end_is_heeded_too(
         if isinstance(event, EpochDone) and event.row["epoch"] == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="to go on: "):
+    with pytest.raises(Interrupted, match="to resume: "):
         train_few(tmp_path, "cut", terminate)
     run = RunDirectory.at(str(tmp_path), "cut")
     assert run.checkpoints_newest_first()[0] == run.checkpoint(2, 1)
