@@ -195,18 +195,22 @@ def _results(trained: Trained, config: TrainConfig) -> list[str]:
         f"(val_accuracy {summary['val_accuracy']:.4f})",
         f"done in {duration(summary['seconds'])}, {summary['restarts']} restarts",
         f"files in {shown(trained.run.path)}: {files_in(trained.run.path)}",
-        f"to train on: {_next_command(config, trained.run, more)}",
+        _next_run(config, trained.run, more),
         f"next: {shlex.join([*EVALUATE, str(shown(trained.run.path))])}",
     ]
 
 
-def _next_command(config: TrainConfig, run: RunDirectory, more: str) -> str:
+def _next_run(config: TrainConfig, run: RunDirectory, more: str) -> str:
+    """Return a further run that suits this one, and what it does."""
     # Data that come with a package are for trying things out: suggest the default data set.
     if not dataset_traits(config.dataset).needs_folder:
-        return f"{COMMAND} --num-workers {config.num_workers} --max-epochs 3"
+        title = dataset_traits(TrainConfig.dataset).title
+        return f"to train on {title}: {COMMAND} --num-workers {config.num_workers} --max-epochs 3"
     if not SCHEDULES.about(config.schedule).needs_horizon:
-        return resume_command(COMMAND, run.name, config.storage_path, "--max-epochs", more)
-    return f"{COMMAND} --config {shown(run.config_file)} --seed {config.seed + 1}"
+        longer = resume_command(COMMAND, run.name, config.storage_path, "--max-epochs", more)
+        return f"to train longer: {longer}"
+    again = f"--config {shown(run.config_file)} --seed {config.seed + 1}"
+    return f"to repeat with another seed: {COMMAND} {again}"
 
 
 def main(words: list[str]) -> None:

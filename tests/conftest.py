@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.processes import end_marked, mark_own
+from tests.processes import PATIENCE_S, end_marked, mark_own
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -102,7 +102,7 @@ def run_command(folder: Path, *words: str, module: str = "cifar_dist.train") -> 
         env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 

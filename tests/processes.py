@@ -9,6 +9,8 @@ import time
 import uuid
 from pathlib import Path
 
+PATIENCE_S = 500
+"""How long tests wait for what must happen: minutes, on a machine that others keep busy."""
 MARK = "CIFAR_DIST_TESTS"
 """Environment variable that processes which tests start inherit, and theirs, also those that leave
 their parent's session or outlive it."""

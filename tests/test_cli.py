@@ -14,6 +14,7 @@ from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.search.space import searched_space
 from tests.conftest import ROOT
+from tests.processes import PATIENCE_S
 
 HELP = """
 import sys
@@ -45,7 +46,7 @@ assert not loaded, loaded
 )  # fmt: skip
 def test_help_loads_neither_torch_nor_ray(command: str, flags: list[str]) -> None:
     words = [sys.executable, "-c", HELP, command]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     for flag in flags:
         assert flag in done.stdout

@@ -18,6 +18,7 @@ from cifar_dist.errors import RunFailed
 from cifar_dist.export import export
 from cifar_dist.inference.model import model_of
 from cifar_dist.train import train
+from tests.processes import PATIENCE_S
 
 BLOCKED = """
 import sys
@@ -85,7 +86,7 @@ def test_a_file_gives_the_models_logits_without_ray_and_lightning(
     subprocess.run(
         [sys.executable, "-c", BLOCKED + LOADERS[form] + SAVE, str(found.file),
          str(tmp_path / "images.npy"), str(out)],
-        check=True, timeout=120,
+        check=True, timeout=PATIENCE_S,
     )  # fmt: skip
     import torch
 

@@ -66,7 +66,10 @@ def bfloat16(few_digits: Path, folder: Path) -> Trained:
     return train_one(few_digits, folder, precision="bf16-mixed", channels_last=True)
 
 
-@pytest.fixture(scope="module", params=[compiled, float16, bfloat16])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(compiled, marks=pytest.mark.slow), float16, bfloat16],
+)
 def of_a_kind(
     request: pytest.FixtureRequest, few_digits: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:

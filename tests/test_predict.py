@@ -23,6 +23,7 @@ from cifar_dist.inference.sharded import shard_logits
 from cifar_dist.predict import predict
 from cifar_dist.train import Trained, train
 from tests.conftest import ROOT, encoded, run_command
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_standard_input_is_an_image_or_names_of_images(trained: Trained, picture
         words = [str(trained.run.path), "-", "--format", "jsonl", "--top", "2"]
         done = subprocess.run(
             [sys.executable, "-m", "cifar_dist.predict", *words],
-            cwd=ROOT, input=given, capture_output=True, timeout=120, check=True,
+            cwd=ROOT, input=given, capture_output=True, timeout=PATIENCE_S, check=True,
         )  # fmt: skip
         return [json.loads(line) for line in done.stdout.splitlines()]
 

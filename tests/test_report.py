@@ -34,6 +34,7 @@ from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.search.space import read_space
 from cifar_dist.train import train
 from tests.conftest import ROOT, run_command
+from tests.processes import PATIENCE_S
 
 FINGERPRINT = "ab" * 32
 REPORT = "cifar_dist.report"
@@ -384,7 +385,7 @@ loaded = {"torch", "ray", "lightning", "torchmetrics"} & set(sys.modules)
 sys.exit(" ".join(loaded) or 0)
 """
     words = [sys.executable, "-c", code, str(run.path), str(folder / "lean.html")]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     assert "57 of 60 test images" in Read(folder / "lean.html").text
 
@@ -527,6 +528,7 @@ return [...document.querySelectorAll("img, svg[role=img]")].map(each => {
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "search", "comparison"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_picture_is_there_and_the_page_fits(
@@ -549,6 +551,7 @@ return [...table.tBodies[0].rows].map(row => row.cells[at].textContent);
 """
 
 
+@pytest.mark.slow
 def test_headings_sort_the_table_by_mouse_and_by_key(browser: Any, pages: dict[str, Path]) -> None:
     from selenium.webdriver.common.by import By
 
@@ -602,6 +605,7 @@ return [card, Math.min(...texts.map(each => between(light(colour(each)), card)),
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "search", "comparison"])
 def test_text_can_be_read_in_light_and_in_dark(
     browser: Any, pages: dict[str, Path], kind: str

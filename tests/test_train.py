@@ -19,6 +19,7 @@ from cifar_dist.data.datasets import find_source
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import _plan
 from tests.conftest import PYTHON_PATH, Finished, first_images, run_command
+from tests.processes import PATIENCE_S
 
 SMALL = ("--dataset", "digits", "--batch-size", "450", "--max-epochs", "2", "--no-report")
 
@@ -42,7 +43,7 @@ def run_script(folder: Path, code: str, *words: str) -> subprocess.CompletedProc
         env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE_S,
     )
 
 
@@ -74,7 +75,7 @@ def test_a_run_prints_what_matters_and_exits_0(main_job: tuple[Path, Finished]) 
     assert (run / "report.html").read_bytes().startswith(b"<!doctype html>")
     summary = json.loads((run / "summary.json").read_text())
     assert f"test accuracy {summary['test_accuracy']:.4f}" in done.out
-    assert lines[-2].startswith("to train on: python -m cifar_dist.train ")
+    assert lines[-2].startswith("to train longer: python -m cifar_dist.train --name first --resume")
     assert lines[-1].startswith("next: python -m cifar_dist.evaluate runs/")
     environment = json.loads((run / "environment.json").read_text())
     assert environment["command"].endswith("--data-dir data --name first")
@@ -244,13 +245,13 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
         start_new_session=True,
     )
     run = tmp_path / "runs" / "cut"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE_S
     while not list(run.glob("checkpoints/epoch-*.ckpt")):
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
     running.send_signal(signal.SIGTERM)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130, err
     assert err.splitlines() == [
         "interrupted; to resume: python -m cifar_dist.train --name cut --resume"

@@ -19,6 +19,7 @@ import pytest
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.search.directory import SearchDirectory
 from tests.conftest import PYTHON_PATH, Finished, run_command
+from tests.processes import PATIENCE_S
 from tests.test_train import one_line
 from tests.training.test_fit import without_timing
 
@@ -143,7 +144,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> Finished:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE_S)
     return Finished(process.returncode, out, err, 0.0)
 
 
@@ -154,7 +155,7 @@ def epochs_done(search: SearchDirectory) -> int:
 
 
 def wait_for_trials(search: SearchDirectory) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not epochs_done(search):
         assert time.monotonic() < deadline, "no trial began"
         time.sleep(0.05)
@@ -172,6 +173,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     return results(SearchDirectory.at(str(folder / "runs"), "s"))
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_to_the_same_table_in_an_object_store_too(
     tmp_path: Path, undisturbed: pd.DataFrame, store: str
 ) -> None:

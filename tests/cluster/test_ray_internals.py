@@ -18,6 +18,7 @@ from cifar_dist.config.train import TrainConfig
 from cifar_dist.train import Trained, train
 from tests.cluster import workers
 from tests.conftest import ROOT
+from tests.processes import PATIENCE_S
 from tests.training.test_fit import without_timing
 
 
@@ -69,7 +70,7 @@ def test_other_processes_do_as_the_driver_does(enabled: bool, monkeypatch) -> No
 WITH_ANOTHER_VERSION = """
 from cifar_dist.cluster import ray_internals
 from cifar_dist.cluster.session import session
-from tests.processes import descendants
+from tests.processes import PATIENCE_S, descendants
 
 ray_internals.TESTED = ("1.0.",)
 with session() as where:
@@ -116,7 +117,7 @@ def test_the_controller_loads_no_torch_and_a_connection_no_ray_train() -> None:
         cwd=ROOT,
         input=cloudpickle.dumps(given),
         capture_output=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().splitlines() == [
@@ -132,6 +133,7 @@ def small_run(folder: Path, name: str, events: list, **settings) -> Trained:
     return train(config, events.append)
 
 
+@pytest.mark.slow
 def test_the_public_api_alone_gives_the_same_bits_also_after_a_kill(
     ray_cluster: None, few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

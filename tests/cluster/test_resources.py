@@ -10,6 +10,7 @@ import pytest
 from cifar_dist.cluster.resources import refuse_unplaceable
 from cifar_dist.errors import UserError
 from tests.conftest import PYTHON_PATH
+from tests.processes import PATIENCE_S
 
 CPU_NODE = {"CPU": 8.0, "memory": 1e9}
 GPU_NODE = {"CPU": 4.0, "GPU": 2.0}
@@ -72,7 +73,7 @@ for each in (0.6, 0.4, 1 / 3, 0.35, 0.1, 1, 2):
     bundle = {"GPU": each}
     expected = room(bundle)
     groups = [placement_group([bundle]) for _ in range(expected)]
-    placed = sum(group.wait(30) for group in groups)
+    placed = sum(group.wait(PATIENCE_S) for group in groups)
     groups.append(placement_group([bundle]))
     counts[each] = [expected, placed, groups[-1].wait(0.5)]
     for group in groups:
@@ -88,7 +89,7 @@ def test_parts_of_gpus_are_counted_as_ray_places_them() -> None:
         env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])

@@ -5,13 +5,14 @@ import sys
 
 from cifar_dist.cluster.session import find_token, token_advice
 from tests.conftest import NEEDS_RAY_INTERNALS, ROOT
+from tests.processes import PATIENCE_S
 
 SESSION = """
 import os
 
 from cifar_dist.cluster.ray_internals import started_here
 from cifar_dist.cluster.session import session
-from tests.processes import descendants
+from tests.processes import PATIENCE_S, descendants
 
 with session():
     running = [title for pid, title in descendants().items() if pid != os.getpid()]
@@ -23,7 +24,9 @@ with session():
 @NEEDS_RAY_INTERNALS
 def test_a_session_starts_no_processes_that_it_has_no_use_for() -> None:
     words = [sys.executable, "-c", SESSION]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     assert done.stdout.splitlines() == ["True True", "[]"]
 
 

@@ -33,7 +33,7 @@ from cifar_dist.train import Trained, main, train
 from cifar_dist.tune import search
 from tests.cluster import workers
 from tests.conftest import NEEDS_RAY_INTERNALS
-from tests.processes import descendants
+from tests.processes import PATIENCE_S, descendants
 from tests.training.test_fit import without_timing
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -138,6 +138,7 @@ def of_run(run: RunDirectory) -> tuple[TrainedModel, CachedDataset]:
     return load_trained("weights", weights, config, dataset.about), dataset
 
 
+@pytest.mark.slow
 def test_three_workers_see_the_global_batches_of_one_and_a_killed_one_changes_no_bit(
     tmp_path: Path, with_worker
 ) -> None:
@@ -207,7 +208,7 @@ def test_a_rerun_as_a_trial_of_several_workers_gives_the_same_bits(
     assert without_timing(trial) == without_timing(undisturbed.run)
     assert trial.read_summary()["weights_sha256"] == undisturbed.outcome.weights_sha256
     assert searched.directory.trial(1).read_summary()["status"] == "stopped"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while _left_over() and time.monotonic() < deadline:
         time.sleep(0.5)
     assert _left_over() == []
@@ -254,6 +255,7 @@ def test_what_a_worker_finds_wrong_with_the_data_is_the_users_to_mend(
 
 
 @NEEDS_RAY_INTERNALS
+@pytest.mark.slow
 def test_a_rank_that_raises_ends_the_run_though_others_are_in_a_collective(
     tmp_path: Path, with_worker
 ) -> None:
@@ -265,6 +267,7 @@ def test_a_rank_that_raises_ends_the_run_though_others_are_in_a_collective(
     assert not (tmp_path / "hanging" / "destroyed").exists()
 
 
+@pytest.mark.slow
 def test_workers_that_end_well_leave_their_process_group(tmp_path: Path, with_worker) -> None:
     with_worker(workers.leaving_worker)
     trained = train_small(tmp_path, "leaving", max_epochs=1)

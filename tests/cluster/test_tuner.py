@@ -23,6 +23,7 @@ from cifar_dist.events import Event, TrialUpdated
 from cifar_dist.tune import Searched, search
 from tests.cluster import trials
 from tests.conftest import PYTHON_PATH
+from tests.processes import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -188,7 +189,7 @@ def test_on_a_gpu_a_failed_assertion_is_an_error_of_the_device() -> None:
         env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.stdout.split("\n")[:2] == ["lost True", "lost True"], done.stderr
 
@@ -216,6 +217,7 @@ def test_history_is_on_disk_while_trials_run(tmp_path: Path) -> None:
     assert len(pd.read_parquet(tmp_path / "search" / "history.parquet")) == 16
 
 
+@pytest.mark.slow
 def test_a_time_budget_leaves_trials_for_a_resume(tmp_path: Path) -> None:
     began = time.monotonic()
     cut = search_small(tmp_path, time_budget="6s", max_epochs=40, num_samples=3, scheduler="none")
@@ -317,7 +319,7 @@ def test_no_trial_is_left_running(undisturbed: Searched) -> None:
     import ray
     from ray.util import placement_group_table
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         groups = [each for each in placement_group_table().values() if each["state"] != "REMOVED"]
         if not groups and ray.available_resources().get("CPU") == 4:

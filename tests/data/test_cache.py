@@ -17,6 +17,7 @@ from cifar_dist.data.cache import find_same, prepare, prepare_same
 from cifar_dist.data.datasets import Decoded, LabelledImages, find_source
 from cifar_dist.errors import UserError
 from tests.conftest import ROOT
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,7 @@ def test_many_processes_decode_once(tmp_path: Path) -> None:
     workers = [
         subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]
-    sums = {worker.communicate(timeout=120)[0] for worker in workers}
+    sums = {worker.communicate(timeout=PATIENCE_S)[0] for worker in workers}
     assert [worker.returncode for worker in workers] == [0] * 4
     assert len(log.read_text().splitlines()) == 1
     assert len(sums) == 1

@@ -12,6 +12,7 @@ from ray.runtime_env import RuntimeEnv
 
 from launch.shipment import dependencies, runtime_env
 from tests.conftest import ROOT
+from tests.processes import PATIENCE_S
 
 
 def test_dependencies_are_this_machines_versions_but_for_ray() -> None:
@@ -67,7 +68,7 @@ def test_commands_that_would_lose_results_are_refused(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "launch.submit", "--address", "http://127.0.0.1:1", "--",
              *words],
-            cwd=ROOT, capture_output=True, text=True, timeout=60,
+            cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S,
         )  # fmt: skip
         assert done.returncode == 2
         assert said in done.stderr

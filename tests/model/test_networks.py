@@ -27,6 +27,7 @@ from cifar_dist.model.resnet import resnet18
 from cifar_dist.model.weights import shapes_of
 from cifar_dist.registry import NETWORKS
 from tests.conftest import ROOT
+from tests.processes import PATIENCE_S
 
 
 class Tiny(nn.Module):
@@ -176,7 +177,7 @@ def test_another_network_takes_one_line_in_the_registry(few_digits: Path, tmp_pa
     # In a process of its own: the choices of --network are those of the registry at import.
     done = subprocess.run(
         [sys.executable, "-c", ONE_LINE, str(few_digits), str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -23,6 +23,7 @@ from cifar_dist.training.checkpoints import read_checkpoint
 from cifar_dist.training.nonfinite import SkipNonFinite
 from cifar_dist.training.reading import Reading
 from tests.conftest import ROOT
+from tests.processes import PATIENCE_S
 from tests.training.small import (
     STEPS,
     Breaking,
@@ -335,7 +336,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_checkpoint_before_is_intac
     (tmp_path / "disk").mkdir()
     script = FULL_DISK.format(disk=tmp_path / "disk", data=few_digits, python=sys.executable)
     done = subprocess.run(
-        [*apart, "bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [*apart, "bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 1, done.stderr
     assert "left epoch-0001.ckpt\n" in done.stdout

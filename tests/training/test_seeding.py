@@ -17,6 +17,7 @@ from cifar_dist.events import Event, Warned
 from cifar_dist.model import seeding
 from cifar_dist.model.seeding import nondeterminism_reported, set_seed
 from tests.conftest import PYTHON_PATH
+from tests.processes import PATIENCE_S
 from tests.training.small import Small, TrainFew, small_network
 
 
@@ -205,7 +206,7 @@ def test_the_workspace_of_cublas_is_fixed_before_the_device_is_touched(
     env = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
     done = subprocess.run(
         [sys.executable, "-c", script], env={**env, "PYTHONPATH": PYTHON_PATH},
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1:] == ["touched with :4096:8"], done.stderr
 
@@ -228,6 +229,6 @@ def test_on_a_gpu_a_deterministic_trial_may_follow_one_that_is_not() -> None:
     env = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
     done = subprocess.run(
         [sys.executable, "-c", AFTER_ANOTHER], env={**env, "PYTHONPATH": PYTHON_PATH},
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.stdout.strip() == str(64.0**3), done.stderr

@@ -15,6 +15,7 @@ from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.training import checkpointing
 from cifar_dist.training.checkpoints import read_checkpoint
 from cifar_dist.training.writer import BackgroundWriter, Snapshot
+from tests.processes import PATIENCE_S
 from tests.training.small import STEPS, SignalAt, Small, TrainFew, same, small_network
 
 
@@ -28,7 +29,7 @@ def test_jobs_run_one_at_a_time_in_their_order() -> None:
     done: list[int] = []
     release = threading.Event()
     with BackgroundWriter() as writer:
-        writer.submit(lambda: (release.wait(30), done.append(1)))
+        writer.submit(lambda: (release.wait(PATIENCE_S), done.append(1)))
         assert done == []  # submit does not wait for the job itself
         release.set()
         writer.submit(lambda: done.append(2))
@@ -99,7 +100,7 @@ def test_training_continues_while_a_checkpoint_is_written(
     as_bytes = checkpointing.checkpoint_as_bytes
 
     def slow(content):
-        assert went_on.wait(60), "training waited for its checkpoint"
+        assert went_on.wait(PATIENCE_S), "training waited for its checkpoint"
         return as_bytes(content)
 
     monkeypatch.setattr(checkpointing, "checkpoint_as_bytes", slow)

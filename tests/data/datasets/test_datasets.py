@@ -14,6 +14,7 @@ from cifar_dist.data.datasets import Decoded, LabelledImages, find_source
 from cifar_dist.errors import UserError
 from cifar_dist.registry import DATASETS, DatasetTraits, dataset_traits, with_traits
 from tests.conftest import ROOT
+from tests.processes import PATIENCE_S
 
 LIGHT = """
 import sys
@@ -27,7 +28,7 @@ assert not heavy, heavy
 
 
 def test_settings_of_any_data_set_load_no_heavy_library() -> None:
-    subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, check=True, timeout=PATIENCE_S)
 
 
 @dataclass(frozen=True)
