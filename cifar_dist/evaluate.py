@@ -1,4 +1,4 @@
-"""``python -m cifar_dist.evaluate``: the metrics of a run's weights, or of any."""
+"""``python -m cifar_dist.evaluate``: what a run's weights, or any, are worth."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "safetensors": ".export.safetensor
 LOADING = {
     "torch": "torch.export.load('{file}').module()(images), images [n, {shape}] uint8",
     "onnx": "onnxruntime.InferenceSession('{file}').run(['logits'], {{'images': images}})",
-    "safetensors": "safetensors.torch.load_file('{file}'), torchvision's names after 'network.'",
+    "safetensors": "safetensors.torch.load_file('{file}'), torchvision's names behind 'network.'",
 }
 TOLERANCE = 1e-3
-"""Largest difference of a logit that is attributed to rounding."""
+"""Largest difference of a logit that is put down to rounding."""
 CHUNK = 250
 
 
@@ -36,7 +36,7 @@ class Exported:
     largest_difference: float
     """Of a logit."""
     same_class: int
-    """Images that both predict the same class for."""
+    """Images that both take for the same."""
 
 
 def export(config: ExportConfig) -> Exported:

@@ -1,4 +1,4 @@
-"""``python -m cifar_dist.predict``: a model's predictions for images."""
+"""``python -m cifar_dist.predict``: what a model takes images for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXPORT = ("python", "-m", "cifar_dist.export")
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's prediction for an image."""
+    """What a model takes an image for."""
 
     image: str
     """Its file, as it was found; ``-`` for standard input."""

@@ -35,7 +35,7 @@ class TrainedModel:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Return ``[n, classes]`` float32 logits, on the CPU, of ``[n, channels, H, W]`` bytes."""
+        """``[n, 3, H, W]`` bytes to ``[n, classes]`` float32 on the CPU."""
         pixels = self.normalisation.resize(self.normalisation.apply(images.to(self.device)))
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -49,7 +49,7 @@ class TrainedModel:
 def load_trained(
     where: str, weights: dict[str, Tensor], config: TrainConfig, dataset: DatasetInfo
 ) -> TrainedModel:
-    """Return a model with these weights, on the device that the config names.
+    """A model with these weights, on the device that the config names.
 
     Args:
         where: the weights' file, for messages.
@@ -84,7 +84,7 @@ def load_trained(
 def model_of(
     config: ModelConfig, listener: Listener = ignore, **here: Any
 ) -> tuple[TrainedModel, DatasetInfo]:
-    """Return the model that a config names, on this process's device, and what it was trained on.
+    """The model that a config names, on this process's device, and what it was trained on.
 
     Args:
         config: names the model.

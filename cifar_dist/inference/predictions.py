@@ -1,4 +1,4 @@
-"""A classifier's predictions for a split's images, kept with the run; loads no torch."""
+"""What a classifier answered to a split's images, kept with the run: numbers, no torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Predictions:
         images: NDArray[np.uint8],
         members: NDArray[np.int64],
     ) -> Predictions:
-        """Return the answers, with the pictures of the surest mistakes picked out.
+        """The answers, with the pictures of the surest mistakes picked out.
 
         Args:
             images: ``[all, 3, H, W]``, of which only those pictures are touched.
@@ -61,7 +61,7 @@ class Predictions:
         return found
 
     def to_bytes(self) -> bytes:
-        """Return the content of a safetensors file."""
+        """A safetensors file."""
         from safetensors.numpy import save
 
         about = {"split": self.split, "epoch": self.epoch, "classes": self.classes}
@@ -70,7 +70,7 @@ class Predictions:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Predictions:
-        """Read what `to_bytes` made.
+        """What `to_bytes` made.
 
         Raises:
             ValueError: it is something else, or damaged.
@@ -98,7 +98,7 @@ _ARRAYS = ("logits", "labels", "mistakes", "pictures")
 
 
 def confidences(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return ``[n]`` softmax probabilities of the answers to ``[n, classes]`` logits."""
+    """``[n]`` softmax probabilities of the answers to ``[n, classes]`` logits."""
     values = logits.astype(np.float64)
     odds = np.exp(values - values.max(axis=1, keepdims=True, initial=-np.inf))
     found: NDArray[np.float64] = 1 / odds.sum(axis=1)

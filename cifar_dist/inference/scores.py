@@ -1,6 +1,6 @@
-"""Metrics of a classifier's answers, over logits and labels.
+"""What a classifier's answers are worth: figures over logits and labels.
 
-At import this loads no torch, which a report does not need.
+At import this loads no torch: a report does without it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ minutes to draw."""
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics over one set of images."""
+    """Figures of one set of images."""
 
     images: int
     accuracy: float
@@ -35,7 +35,7 @@ class Scores:
     """``[classes, classes]`` images, by label (rows) and answer (columns)."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values."""
+        """All of it as plain values."""
         return {
             "images": self.images,
             "accuracy": self.accuracy,
@@ -47,7 +47,7 @@ class Scores:
 
 
 def score(logits: NDArray[np.float32], labels: NDArray[Any], classes: tuple[str, ...]) -> Scores:
-    """Return the metrics of ``[n, classes]`` logits against ``[n]`` labels; sums are in float64."""
+    """The figures of ``[n, classes]`` logits against ``[n]`` labels; sums are in float64."""
     import torch
     import torch.nn.functional as F
     from torchmetrics.functional.classification import multiclass_calibration_error
@@ -72,7 +72,7 @@ def score(logits: NDArray[np.float32], labels: NDArray[Any], classes: tuple[str,
 def per_class(
     labels: NDArray[Any], answers: NDArray[Any], classes: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Return `Scores.per_class` of ``[n]`` labels and answers; without torch."""
+    """`Scores.per_class` of ``[n]`` labels and answers; without torch."""
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, f1, images = precision_recall_fscore_support(
@@ -90,7 +90,7 @@ def per_class(
 
 
 def confusion(labels: NDArray[Any], answers: NDArray[Any], classes: int) -> NDArray[np.int64]:
-    """Return `Scores.confusion` of ``[n]`` labels and answers; without torch."""
+    """`Scores.confusion` of ``[n]`` labels and answers; without torch."""
     from sklearn.metrics import confusion_matrix
 
     counts: NDArray[np.int64] = confusion_matrix(labels, answers, labels=np.arange(classes))

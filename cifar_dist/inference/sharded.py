@@ -17,9 +17,9 @@ from cifar_dist.inference.model import TrainedModel
 def shard_logits(
     model: TrainedModel, dataset: CachedDataset, split: str, batch_size: int, shard: Shard
 ) -> NDArray[np.float32]:
-    """Return ``[n, classes]`` logits of a worker's part of a split.
+    """``[n, classes]`` logits of a worker's part of a split.
 
-    All workers' parts, concatenated, make up the split. Batches are the same whatever the
+    All workers' parts, one behind the other, make up the split. Batches are the same whatever the
     number of workers: each does some of them, whole.
     """
     images, members = dataset.part(split)

@@ -163,7 +163,7 @@ def names_and_values(
 
 
 def as_picture(image: NDArray[np.uint8], label: str, answer: str, confidence: float) -> Picture:
-    """Return ``[channels, H, W]`` bytes as a picture of the page."""
+    """``[3, H, W]`` bytes as a picture of the page."""
     from PIL import Image
 
     file = io.BytesIO()
