@@ -36,6 +36,10 @@ class Registry(Mapping[str, Any]):
         self._places.setdefault(name, "")
         self._loaded[name] = entry
 
+    # A mapping compares by its contents and so has no hash, which metadata of a type needs.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def __getitem__(self, name: str) -> Any:
         if name not in self._loaded:
             module, _, attribute = self._places[name].partition(":")

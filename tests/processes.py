@@ -34,7 +34,8 @@ def marked(mark: str) -> dict[int, str]:
             if wanted in (folder / "environ").read_bytes().split(b"\0") and command:
                 found[int(folder.name)] = command.strip()
     found.pop(os.getpid(), None)
-    return found
+    # Python's own, which ends with the process that it is of.
+    return {pid: each for pid, each in found.items() if "resource_tracker" not in each}
 
 
 def end_marked(mark: str, wait_s: float = 20.0) -> dict[int, str]:

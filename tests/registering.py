@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
-from cifar_dist.config import train
-from cifar_dist.registry import LOGGERS, OPTIMIZERS, SCHEDULES, Registry
+from cifar_dist.registry import Registry
 
 
 def register(
@@ -18,7 +17,3 @@ def register(
         if hasattr(registry, each):
             patch.setattr(registry, each, dict(getattr(registry, each)))
     registry.register(name, entry, **facts)
-    # Settings read their choices from the registries when they are imported.
-    patch.setattr(train, "OptimizerName", Literal[tuple(OPTIMIZERS)])
-    patch.setattr(train, "ScheduleName", Literal[tuple(SCHEDULES)])
-    patch.setattr(train, "LoggerName", Literal[("none", *LOGGERS)])

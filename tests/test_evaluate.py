@@ -144,7 +144,9 @@ def printed(classes: tuple[str, ...]) -> list[str]:
 
 def test_classes_that_begin_alike_are_told_apart_in_print() -> None:
     lines = printed(("tree frog", "tree house", "tree"))
-    header = lines[lines.index("confusion, a row for each label, a column for each answer:") + 1]
+    header = lines[
+        lines.index("confusion matrix, a row for each label, a column for each prediction:") + 1
+    ]
     assert header.split() == ["tree", "frog", "tree", "house", "tree"]
 
 

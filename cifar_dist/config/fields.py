@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 
@@ -147,17 +147,18 @@ def coerce_fields(config: Any, but: tuple[str, ...] = ()) -> None:
 
 @functools.cache  # the hints are text, and evaluating them took 4 ms for each config of a search
 def _declared(config: type) -> dict[str, Any]:
-    return typing.get_type_hints(config)
+    return typing.get_type_hints(config, include_extras=True)
 
 
 def _as_declared(name: str, value: Any, kind: Any) -> Any:
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     options = typing.get_args(kind) if union else (kind,)
-    for option in options:
+    for annotated in options:
+        option = _without_metadata(annotated)
         if option is type(None) and value is None:
             return None
         if typing.get_origin(option) is Literal:
-            if str(value) in typing.get_args(option):
+            if str(value) in _choices(annotated):
                 return str(value)
         elif isinstance(value, bool) or option is bool:
             if isinstance(value, bool) and option is bool:
@@ -166,16 +167,28 @@ def _as_declared(name: str, value: Any, kind: Any) -> Any:
             return float(value)
         elif isinstance(option, type) and isinstance(value, option):
             return value
-    raise UserError(f"{flag(name)} {value!r}: must be {_in_words(options)}")
+    raise UserError(f"{flag(name)} {value!r}: must be {_described(options)}")
 
 
-def _in_words(options: tuple[Any, ...]) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    choices = [
-        " or ".join(typing.get_args(option))
-        if typing.get_origin(option) is Literal
-        else words[option]
+def _without_metadata(option: Any) -> Any:
+    return typing.get_args(option)[0] if typing.get_origin(option) is Annotated else option
+
+
+def _choices(option: Any) -> tuple[str, ...]:
+    """Return the choices of a ``Literal``, and the names that its registry has by now."""
+    registries = getattr(option, "__metadata__", ())
+    names = [name for registry in registries for name in registry]
+    return tuple(dict.fromkeys([*typing.get_args(_without_metadata(option)), *names]))
+
+
+def _described(options: tuple[Any, ...]) -> str:
+    """Return the types, formatted for display."""
+    types_known = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    found = [
+        " or ".join(_choices(option))
+        if typing.get_origin(_without_metadata(option)) is Literal
+        else types_known[_without_metadata(option)]
         for option in options
         if option is not type(None)
     ]
-    return " or ".join(choices)
+    return " or ".join(found)

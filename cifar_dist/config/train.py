@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cifar_dist.config.checks import RANGES, check_together
 from cifar_dist.config.fields import (
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     OptimizerName: TypeAlias = str
     ScheduleName: TypeAlias = str
     LoggerName: TypeAlias = str
-else:  # choices, for the command line and for the check of types
-    DatasetName = Literal[tuple(DATASETS)]
-    NetworkName = Literal[tuple(NETWORKS)]
-    AugmentationName = Literal[tuple(AUGMENTATIONS)]
-    OptimizerName = Literal[tuple(OPTIMIZERS)]
-    ScheduleName = Literal[tuple(SCHEDULES)]
-    LoggerName = Literal[("none", *LOGGERS)]
+else:  # choices: for the command line as of now, for the check of types also those added later
+    DatasetName = Annotated[Literal[tuple(DATASETS)], DATASETS]
+    NetworkName = Annotated[Literal[tuple(NETWORKS)], NETWORKS]
+    AugmentationName = Annotated[Literal[tuple(AUGMENTATIONS)], AUGMENTATIONS]
+    OptimizerName = Annotated[Literal[tuple(OPTIMIZERS)], OPTIMIZERS]
+    ScheduleName = Annotated[Literal[tuple(SCHEDULES)], SCHEDULES]
+    LoggerName = Annotated[Literal[("none", *LOGGERS)], LOGGERS]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,7 +131,6 @@ def test_weights_of_another_network_are_refused(tmp_path, suffix, change, said) 
 
 
 def test_what_a_network_does_not_have_is_refused(tiny: str, monkeypatch) -> None:
-    monkeypatch.setattr("cifar_dist.config.train.NetworkName", str)
     with pytest.raises(UserError, match="--stem cifar: --network tiny has one stem only"):
         check_network(TrainConfig(network=tiny, stem="cifar"))
     with pytest.raises(UserError, match="--weights imagenet: there are none for --network tiny"):
@@ -159,7 +158,7 @@ trained = train(
     TrainConfig(data_dir=data, num_workers=0, batch_size=48, flip=0.0, max_epochs=1,
                 network="resnet34-test", stem="cifar", image_size=8,
                 storage_path=storage, name="run"),
-    lambda event: plans.extend(event.get("lines", [])),
+    lambda event: plans.extend(getattr(event, "lines", [])),
 )
 model = str(trained.run.path)
 hardest = f"{model}/hardest-test"

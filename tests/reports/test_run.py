@@ -6,8 +6,8 @@ from cifar_dist.inference.predictions import Predictions
 from cifar_dist.reports.run import _confusion, _mistakes
 
 
-def answers(count: int) -> Predictions:
-    """One grey image of each class, all answered rightly but for the last."""
+def predictions(count: int) -> Predictions:
+    """One grey image of each class, all predicted correctly but for the last."""
     labels = np.arange(count, dtype=np.int16)
     logits = np.eye(count, dtype=np.float32)
     logits[-1, 0] = 2
@@ -18,12 +18,12 @@ def answers(count: int) -> Predictions:
 
 
 def test_a_confusion_matrix_of_300_classes_is_not_drawn() -> None:
-    assert [drawing.name for drawing in _confusion(answers(12)).drawings] == ["confusion"]
-    section = _confusion(answers(300))
+    assert [drawing.name for drawing in _confusion(predictions(12)).drawings] == ["confusion"]
+    section = _confusion(predictions(300))
     assert not section.drawings
     assert len(section.tables[0].rows) == 300
 
 
 def test_a_mistake_of_300_classes_is_shown_with_its_label() -> None:
-    (picture,) = _mistakes(answers(300)).pictures
-    assert (picture.label, picture.answer) == ("299", "0")
+    (picture,) = _mistakes(predictions(300)).pictures
+    assert (picture.label, picture.predicted) == ("299", "0")
