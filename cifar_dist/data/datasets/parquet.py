@@ -35,23 +35,25 @@ class Parquet:
     """Names of the classes where the files do not say them; None for the classes' numbers."""
     side: int | None = None
     """Height and width that every image must have, in pixels; None for those of the first."""
+    label: str = "label"
+    """The column of the classes' numbers."""
 
     def check(self) -> None:
         for file in self.train + self.test:
-            with _opened(file):
+            with _opened(file, self.label):
                 pass
 
     def image_side(self) -> int:
-        return _first_side(self.train[0]) if self.side is None else self.side
+        return _first_side(self.train[0], self.label) if self.side is None else self.side
 
     def fingerprint(self) -> str:
         return sha256_of_files(self.train + self.test)
 
     def decode(self) -> Decoded:
-        labels = {file: _labels(file) for file in self.train + self.test}
+        labels = {file: _labels(file, self.label) for file in self.train + self.test}
         most = max(int(labels[file].max()) for file in self.train)
         classes = (
-            _class_names(self.train[0])
+            _class_names(self.train[0], self.label)
             or self.classes
             or tuple(str(number) for number in range(most + 1))
         )
@@ -64,14 +66,17 @@ class Parquet:
         side = self.image_side()
 
         def decoded(files: tuple[Path, ...]) -> LabelledImages:
-            images = np.concatenate([_images(file, side) for file in files])
+            images = np.concatenate([_images(file, side, self.label) for file in files])
             return LabelledImages(images, np.concatenate([labels[file] for file in files]))
 
         return Decoded(decoded(self.train), decoded(self.test), classes)
 
 
 def find_parquet(
-    folder: Path, classes: tuple[str, ...] | None = None, side: int | None = None
+    folder: Path,
+    classes: tuple[str, ...] | None = None,
+    side: int | None = None,
+    label: str = "label",
 ) -> Parquet | None:
     """Return the Parquet files in a folder and those in it; None where there are none.
 
@@ -79,6 +84,7 @@ def find_parquet(
         folder: where to look.
         classes: see `Parquet`.
         side: see `Parquet`.
+        label: see `Parquet`.
 
     Raises:
         UserError: a split is missing.
@@ -88,7 +94,7 @@ def find_parquet(
         for name in ("train", "test")
     )
     if train and test:
-        return Parquet(train, test, classes, side)
+        return Parquet(train, test, classes, side, label)
     if train or test:
         there, missing = ("train", "test") if train else ("test", "train")
         raise UserError(
@@ -98,7 +104,7 @@ def find_parquet(
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[tuple[pq.ParquetFile, str]]:
+def _opened(file: Path, label: str) -> Iterator[tuple[pq.ParquetFile, str]]:
     """Open a file, and find the name of its column of images."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -107,9 +113,9 @@ def _opened(file: Path) -> Iterator[tuple[pq.ParquetFile, str]]:
         with pq.ParquetFile(file) as parquet:
             names = parquet.schema_arrow.names
             images = next((name for name in IMAGE_COLUMNS if name in names), None)
-            if images is None or "label" not in names:
+            if images is None or label not in names:
                 raise UserError(
-                    f"{file}: has columns {', '.join(names)}; needs img or image, and label"
+                    f"{file}: has columns {', '.join(names)}; needs img or image, and {label}"
                 )
             if not parquet.metadata.num_rows:
                 raise UserError(f"{file}: holds no images; fetch it again")
@@ -120,37 +126,37 @@ def _opened(file: Path) -> Iterator[tuple[pq.ParquetFile, str]]:
         ) from None
 
 
-def _class_names(file: Path) -> tuple[str, ...] | None:
+def _class_names(file: Path, label: str) -> tuple[str, ...] | None:
     """Return the class names that the ``datasets`` library writes into a file's schema, if any."""
-    with _opened(file) as (parquet, _):
+    with _opened(file, label) as (parquet, _):
         metadata = parquet.schema_arrow.metadata or {}
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return tuple(map(str, features["label"]["names"]))
+        return tuple(map(str, features[label]["names"]))
     except (KeyError, ValueError, TypeError):
         return None
 
 
-def _labels(file: Path) -> NDArray[np.int64]:
+def _labels(file: Path, label: str) -> NDArray[np.int64]:
     import pyarrow as pa
 
-    with _opened(file) as (parquet, _):
-        column = parquet.read(columns=["label"])["label"]
+    with _opened(file, label) as (parquet, _):
+        column = parquet.read(columns=[label])[label]
     try:
         numbers = column.cast(pa.int64())
         if numbers.null_count:
             raise UserError(f"{file}: has {numbers.null_count:,} images without a label")
     except pa.ArrowException:
         raise UserError(
-            f"{file}: column label holds {column.type}; needs numbers of classes, from 0"
+            f"{file}: column {label} holds {column.type}; needs numbers of classes, from 0"
         ) from None
     found: NDArray[np.int64] = numbers.to_numpy()
     return found
 
 
-def _images(file: Path, side: int) -> NDArray[np.uint8]:
+def _images(file: Path, side: int, label: str) -> NDArray[np.uint8]:
     """Return a file's ``[n, 3, side, side]`` images."""
-    with _opened(file) as (parquet, column):
+    with _opened(file, label) as (parquet, column):
         encoded = _cells(parquet.read(columns=[column]))
     images = np.empty((len(encoded), 3, side, side), np.uint8)
 
@@ -187,12 +193,12 @@ def _decoded_image(encoded: bytes, side: int) -> NDArray[np.uint8]:
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
-def _first_side(file: Path) -> int:
+def _first_side(file: Path, label: str) -> int:
     """Return the side of a file's first image, which must be square."""
     import pyarrow as pa
     from PIL import Image
 
-    with _opened(file) as (parquet, column):
+    with _opened(file, label) as (parquet, column):
         batch = next(parquet.iter_batches(batch_size=1, columns=[column]))
         cell = _cells(pa.Table.from_batches([batch]))[0]
     try:

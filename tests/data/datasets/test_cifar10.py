@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import pickle
 import tarfile
@@ -17,7 +18,8 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 from cifar_dist.data.datasets import find_source
-from cifar_dist.data.datasets.cifar10 import CLASSES, Official, download
+from cifar_dist.data.datasets.cifar10 import ARCHIVE, CLASSES
+from cifar_dist.data.datasets.official import Official
 from cifar_dist.errors import UserError
 
 
@@ -64,7 +66,7 @@ class SmallArchive:
         self.reader = Reader
 
     def source(self, path: Path) -> Official:
-        return Official(path, self.reader, self.md5)
+        return Official(path, dataclasses.replace(ARCHIVE, md5=self.md5), self.reader)
 
 
 class Bomb:
@@ -109,7 +111,8 @@ def test_an_archive_with_a_wrong_md5_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_archives_md5_is_torchvisions() -> None:
-    assert Official(Path()).archive_md5 == CIFAR10.tgz_md5
+    assert ARCHIVE.md5 == CIFAR10.tgz_md5
+    assert (ARCHIVE.name, ARCHIVE.folder) == (CIFAR10.filename, CIFAR10.base_folder)
 
 
 @pytest.fixture
@@ -129,10 +132,13 @@ def test_missing_data_is_downloaded_to_the_folder(
     small = SmallArchive(tmp_path / "server")
     monkeypatch.setattr(CIFAR10, "url", f"{server}/{small.archive.name}")
     monkeypatch.setattr(CIFAR10, "tgz_md5", small.md5)
-    archive = download(tmp_path / "data")
+    archive = ARCHIVE.download(tmp_path / "data")
     assert archive.read_bytes() == small.archive.read_bytes()
-    assert {file.name for file in archive.parent.iterdir()} <= {archive.name, ".cifar10.lock"}
-    assert download(tmp_path / "data") == archive  # there already
+    assert {file.name for file in archive.parent.iterdir()} <= {
+        archive.name,
+        ".cifar-10-batches-py.lock",
+    }
+    assert ARCHIVE.download(tmp_path / "data") == archive  # there already
 
 
 @pytest.mark.parametrize("there", [None, b"half an archive"])
