@@ -112,6 +112,7 @@ DATASETS = Registry(
     "data set",
     {
         "cifar10": "cifar_dist.data.datasets.cifar10:find_cifar10",
+        "cifar100": "cifar_dist.data.datasets.cifar100:find_cifar100",
         "digits": "cifar_dist.data.datasets.digits:find_digits",
     },
 )
