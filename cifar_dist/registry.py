@@ -156,7 +156,13 @@ def dataset_traits(name: str) -> DatasetTraits:
     return traits
 
 
-NETWORKS = Registry("network", {"resnet18": "cifar_dist.model.resnet:resnet18"})
+NETWORKS = Registry(
+    "network",
+    {
+        "resnet18": "cifar_dist.model.resnet:resnet18",
+        "resnet34": "cifar_dist.model.resnet:resnet34",
+    },
+)
 """By ``--network``; see `cifar_dist.model.networks`."""
 
 AUGMENTATIONS = Registry(

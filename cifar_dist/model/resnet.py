@@ -45,3 +45,5 @@ class TorchvisionResNet:
 
 
 resnet18 = TorchvisionResNet("resnet18")
+
+resnet34 = TorchvisionResNet("resnet34")
