@@ -188,6 +188,7 @@ SCHEDULES = DescribedRegistry(
     Schedule,
     {
         "steplr": Schedule("cifar_dist.model.optim:StepLR"),
+        "cosine": Schedule("cifar_dist.model.optim:Cosine", needs_horizon=True, has_warmup=True),
         "onecycle": Schedule(
             "cifar_dist.model.optim:OneCycle", needs_horizon=True, has_warmup=True
         ),

@@ -122,3 +122,25 @@ class OneCycle(torch.optim.lr_scheduler.OneCycleLR):
             div_factor=RISE_FROM,
             final_div_factor=1 / (RISE_FROM * end) if end else math.inf,
         )
+
+
+class Cosine(torch.optim.lr_scheduler.LambdaLR):
+    """A learning rate that falls from ``lr`` along half a cosine (Loshchilov and Hutter, 2017).
+
+    It rises to ``lr`` over ``warmup_epochs`` before, in a line, and ends at ``final_lr_factor``.
+    """
+
+    interval: ClassVar[Interval] = "step"
+
+    def __init__(self, optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> None:
+        rise = round((config.warmup_epochs or 0) * steps_per_epoch)
+        fall, end = config.max_epochs * steps_per_epoch - rise, config.final_lr_factor
+
+        def factor(step: int) -> float:
+            if step < rise:
+                return (step + 1) / (rise + 1)  # a first step at zero would change nothing
+            # Lightning steps once more after the last step, for which the curve would turn.
+            done = min((step - rise) / fall, 1.0)
+            return end + (1 - end) * (1 + math.cos(math.pi * done)) / 2
+
+        super().__init__(optimizer, factor)

@@ -134,3 +134,17 @@ def test_weight_decay_spares_biases_and_normalisation_only(optimizer: str) -> No
 def test_by_default_everything_decays() -> None:
     (group,) = make_optimizer(resnet18(10), TrainConfig(weight_decay=0.25)).param_groups
     assert group["weight_decay"] == 0.25
+
+
+def test_cosine_is_torchs_annealing_after_a_rise() -> None:
+    whole = rates_of(schedule="cosine", lr=0.4, max_epochs=4, final_lr_factor=0.05)
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.4)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=28, eta_min=0.4 * 0.05)
+    for rates in whole:
+        assert rates == pytest.approx([optimizer.param_groups[0]["lr"]])
+        optimizer.step()
+        torchs.step()
+    warm = rates_of(schedule="cosine", lr=0.4, max_epochs=4, warmup_epochs=1, final_lr_factor=0.0)
+    assert [rates[0] for rates in warm[:8]] == pytest.approx([0.4 * n / 8 for n in range(1, 9)])
+    assert warm[7] == [0.4]
+    assert all(after < before for before, after in pairwise(warm[7:]))
