@@ -73,7 +73,7 @@ for each in (0.6, 0.4, 1 / 3, 0.35, 0.1, 1, 2):
     bundle = {"GPU": each}
     expected = room(bundle)
     groups = [placement_group([bundle]) for _ in range(expected)]
-    placed = sum(group.wait(PATIENCE_S) for group in groups)
+    placed = sum(group.wait(30) for group in groups)
     groups.append(placement_group([bundle]))
     counts[each] = [expected, placed, groups[-1].wait(0.5)]
     for group in groups:

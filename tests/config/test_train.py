@@ -95,7 +95,7 @@ def test_every_preset_makes_a_config(preset: str, use_gpu: bool) -> None:
         ({"lr": True}, "--lr True: must be a number"),
         ({"batch_size": 0.5}, "--batch-size 0.5: must be a whole number"),
         ({"use_gpu": 1}, "--use-gpu 1: must be true or false"),
-        ({"dataset": "mnist"}, "--dataset 'mnist': must be cifar10 or digits"),
+        ({"dataset": "mnist"}, "--dataset 'mnist': must be cifar10 or cifar100 or digits"),
         ({"flip": 1.5}, "--flip 1.5: must be a probability"),
         ({"num_workers": "4:1"}, "--num-workers 4:1: a range is MIN:MAX"),
         ({"num_workers": "0:2"}, "--num-workers 0:2: a range is MIN:MAX"),

@@ -137,14 +137,15 @@ def test_by_default_everything_decays() -> None:
 
 
 def test_cosine_is_torchs_annealing_after_a_rise() -> None:
-    whole = rates_of(schedule="cosine", lr=0.4, max_epochs=4, final_lr_factor=0.05)
+    (whole,) = rates_of(schedule="cosine", lr=0.4, max_epochs=4, final_lr_factor=0.05)
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.4)
     torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=28, eta_min=0.4 * 0.05)
-    for rates in whole:
-        assert rates == pytest.approx([optimizer.param_groups[0]["lr"]])
+    for rate in whole:
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         torchs.step()
-    warm = rates_of(schedule="cosine", lr=0.4, max_epochs=4, warmup_epochs=1, final_lr_factor=0.0)
-    assert [rates[0] for rates in warm[:8]] == pytest.approx([0.4 * n / 8 for n in range(1, 9)])
-    assert warm[7] == [0.4]
+    (warm,) = rates_of(
+        schedule="cosine", lr=0.4, max_epochs=4, warmup_epochs=1, final_lr_factor=0.0
+    )
+    assert warm[:8] == pytest.approx([0.4 * n / 8 for n in range(1, 9)])
     assert all(after < before for before, after in pairwise(warm[7:]))
