@@ -70,7 +70,7 @@ def test_other_processes_do_as_the_driver_does(enabled: bool, monkeypatch) -> No
 WITH_ANOTHER_VERSION = """
 from cifar_dist.cluster import ray_internals
 from cifar_dist.cluster.session import session
-from tests.processes import PATIENCE_S, descendants
+from tests.processes import descendants
 
 ray_internals.TESTED = ("1.0.",)
 with session() as where:

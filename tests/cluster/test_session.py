@@ -12,7 +12,7 @@ import os
 
 from cifar_dist.cluster.ray_internals import started_here
 from cifar_dist.cluster.session import session
-from tests.processes import PATIENCE_S, descendants
+from tests.processes import descendants
 
 with session():
     running = [title for pid, title in descendants().items() if pid != os.getpid()]
