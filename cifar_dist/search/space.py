@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,10 +21,12 @@ from cifar_dist.config.checks import check_image_side
 from cifar_dist.config.fields import flag, unknown_name
 from cifar_dist.config.files import read_settings
 from cifar_dist.config.train import MAY_CHANGE_ON_RESUME, TrainConfig, make_config, setting_names
-from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import UserError
 from cifar_dist.registry import SCHEDULES
 from cifar_dist.storage import AnyPath, at
+
+if TYPE_CHECKING:  # it loads tyro, which workers do not need
+    from cifar_dist.config.tune import TuneConfig
 
 KINDS = {
     "choice": "a list of values",

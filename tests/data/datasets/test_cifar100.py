@@ -20,7 +20,6 @@ from cifar_dist.data.datasets import find_source
 from cifar_dist.data.datasets.cifar100 import ARCHIVE
 from cifar_dist.data.datasets.official import Official
 from cifar_dist.errors import UserError
-from cifar_dist.train import train
 from tests.conftest import encoded
 
 NAMES = [f"fine {number}" for number in range(100)]
@@ -75,6 +74,9 @@ def write_parquet(file: Path, count: int) -> None:
 
 
 def test_it_is_trained_on_by_its_name(tmp_path: Path) -> None:
+    pytest.importorskip("tyro")  # of the command line
+    from cifar_dist.train import train
+
     write_parquet(tmp_path / "train-00000-of-00001.parquet", 200)
     write_parquet(tmp_path / "test-00000-of-00001.parquet", 100)
     config = TrainConfig(
