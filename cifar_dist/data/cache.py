@@ -112,6 +112,7 @@ class CachedDataset:
             UserError: one would get fewer than the 2 images that batch normalisation needs.
         """
         smallest = int(np.diff(batch_bounds(self.train_images, batch_size)).min())
+        # Ranks' parts of a batch differ by at most one image, so the smallest has this many.
         if smallest // world_size < 2:
             raise UserError(
                 f"--batch-size {batch_size}: the smallest batch of {self.train_images} images has "
@@ -121,7 +122,7 @@ class CachedDataset:
 
     @property
     def about(self) -> DatasetInfo:
-        """What a model that is trained on it must be used with."""
+        """Return the facts that a model trained on it must be used with."""
         return DatasetInfo(self.name, self.classes, self.mean, self.std, self.image_side)
 
     def part(self, name: str) -> tuple[LabelledImages, NDArray[np.int64]]:
@@ -159,6 +160,7 @@ def prepare(dataset: str, source: Source) -> CachedDataset:
     fingerprint = source.fingerprint()
     path = _cache_path(dataset, fingerprint)
     try:
+        # A node's workers start at once: one decodes, the others wait and find the file.
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 _write(path, dataset, fingerprint, source.decode())
@@ -212,6 +214,7 @@ def _cache_path(dataset: str, fingerprint: str) -> Path:
 def _write(path: Path, name: str, fingerprint: str, decoded: Decoded) -> None:
     from safetensors.numpy import save_file
 
+    # Checked before anything is written: what lies in the cache is trusted from then on.
     _check_decoded(name, decoded)
     _, channels, side, _ = decoded.train.images.shape
     statistics = ChannelStatistics(channels)
@@ -231,6 +234,8 @@ def _write(path: Path, name: str, fingerprint: str, decoded: Decoded) -> None:
     for split_name, part in (("train", decoded.train), ("test", decoded.test)):
         arrays[f"{split_name}_images"] = part.images
         arrays[f"{split_name}_labels"] = part.labels.astype(_label_type(len(decoded.classes)))
+    # Written aside and renamed: a process that is killed meanwhile leaves no file under the name
+    # that others take for a whole one.
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         save_file(arrays, aside, metadata={"about": json.dumps(about)})
@@ -299,6 +304,7 @@ def _mapped(path: Path) -> dict[str, NDArray[Any]]:
         name: np.memmap(
             path,
             _TYPES[entry["dtype"]],
+            # Not "r": torch warns of arrays that cannot be written. The file never changes.
             "c",
             offset=start + entry["data_offsets"][0],
             shape=tuple(entry["shape"]),

@@ -81,8 +81,11 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self.epoch()
+        # Reset, so that only the epoch that is resumed begins late.
         self.done, self.begin_at = self.begin_at, 0
         order = self.members[epoch_order(len(self.members), self.seed, epoch)]
+        # Drawn for all images and put in order afterwards: a draw depends on the image, not on its
+        # place in the epoch or on the rank that computes it.
         drawn = [
             each.draw(self.seed, epoch, len(self.labels), self.image_side)[:, order]
             for each in self.augmentations
@@ -96,11 +99,14 @@ class TrainBatches:
             cuts.append((slice(start + mine.start, start + mine.stop), int(stop - start)))
         parts = ((columns[0, mine], table[0, mine]) for mine, _ in cuts)
         for (mine, size), images in zip(cuts, self.store.batches(parts), strict=True):
+            # Counted before it is handed out: a checkpoint at the end of its step must not repeat
+            # it.
             self.done += 1
             yield Batch(images, table[1, mine], size, table[2:, mine].split(widths))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch."""
+        # At an epoch's end all batches are done, and the next epoch begins with the first.
         return {"done": self.done % len(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -149,6 +155,7 @@ class EvaluationBatches:
             mine = rank_slice(int(stop - start), self.shard.rank, self.shard.world_size)
             images = self.members[start:stop][mine]
             missing = self._each(int(stop - start)) - len(images)
+            # Any image serves as padding, since its label keeps it from being counted.
             numbers += [images, self.members[:1].repeat(missing)]
             labels += [self.labels[images], np.full(missing, PADDING)]
         columns = np.stack([np.concatenate(numbers), np.concatenate(labels).astype(np.int64)])
@@ -200,6 +207,7 @@ class ImageDataModule(pl.LightningDataModule):
             self.config.seed,
             self.config.batch_size,
             self.shard,
+            # Asked for at each epoch's start: Lightning makes the loader once for all epochs.
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
         )
 
@@ -219,6 +227,8 @@ class ImageDataModule(pl.LightningDataModule):
     def _store(self, images: LabelledImages) -> ImageStore:
         """Return the store of a source, which training and validation images share."""
         assert isinstance(images.images, np.memmap)
+        # Each call of `part` maps the file anew: the place in it identifies a source, where the
+        # array's own identity would fill the device once for training and once for validation.
         key = (images.images.offset, self.device)
         if key not in self._stores:
             where = self.config.data_on_device
@@ -241,9 +251,11 @@ class ImageDataModule(pl.LightningDataModule):
         """Turn bytes into float32 ``[n, C, size, size]``, augmented where something was drawn."""
         images = batch.images
         if batch.draws:
+            # While they are bytes: a gather moves a quarter of what it would in float32.
             images = self.augmentation.apply(images, batch.draws[0])
         images = self.normalisation.apply(images)
         if batch.draws:
+            # After normalisation, where the zeros that it writes are the mean colour.
             images = self.cutout.apply(images, batch.draws[1])
         images = self.normalisation.resize(images)
         if self.config.channels_last:

@@ -32,6 +32,8 @@ class ChannelStatistics:
                 f"images must be uint8 [n, {len(self.counts)}, height, width], "
                 f"not {images.dtype} {list(images.shape)}"
             )
+        # One channel at a time, since bincount first makes 8-byte integers of all bytes it is
+        # given.
         for channel, counts in enumerate(self.counts):
             counts += np.bincount(images[:, channel].ravel(), minlength=256)
 

@@ -44,6 +44,7 @@ class DeviceImages:
 
     def batches(self, parts: Iterable[Part]) -> Iterator[Tensor]:
         for _, numbers in parts:
+            # By numbers that are on the device: a mask or a Python list would make a GPU wait.
             yield self.images.index_select(0, numbers)
 
 
@@ -104,6 +105,7 @@ def make_store(
     """
     if device.type != "cuda" or where == "off":
         return HostImages(images, device)
+    # Free at this moment, not in total: other workers or trials may have the rest.
     free, _ = torch.cuda.mem_get_info(device)
     if where == "on" and images.nbytes > free:
         raise UserError(
@@ -120,4 +122,5 @@ def to_device(columns: NDArray[np.int64], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(columns)
     if device.type != "cuda":
         return tensor
+    # From pageable memory the copy would wait for all work that the device was given before.
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -61,7 +61,7 @@ class CropAndFlip(Augmentation):
     flip: float
     """Probability of a horizontal flip."""
     padding_mode: str = "constant"
-    """What the padding shows, in torchvision's terms: ``constant`` (zeros) or ``reflect`` (the
+    """Content of the padding, in torchvision's terms: ``constant`` (zeros) or ``reflect`` (the
     image mirrored at its edge, whose pixels are not repeated)."""
 
     @property
@@ -101,7 +101,7 @@ class CropAndFlip(Augmentation):
 
 @dataclass(frozen=True)
 class Cutout(Augmentation):
-    """Blanks a square of each normalised image, after any other augmentation."""
+    """A blank square in each normalised image, after any other augmentation."""
 
     side: int
     """Of the square in pixels, 0 for none (DeVries and Taylor 2017)."""
@@ -114,6 +114,7 @@ class Cutout(Augmentation):
     def draw(self, seed: int, epoch: int, images: int, side: int) -> NDArray[np.int64]:
         if not self.side:
             return super().draw(seed, epoch, images, side)
+        # A stream of its own: with and without cutout a run crops and flips its images alike.
         return below(random_words(seed, Stream.CUTOUT, epoch, images, words=2), side).T
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
@@ -182,6 +183,7 @@ class Normalisation:
     def apply(self, images: Tensor) -> Tensor:
         """Turn ``[B, C, H, W]`` bytes into float32 ``(pixel / 255 - mean) / std``."""
         mean, std = (_per_channel(each, images.device) for each in (self.mean, self.std))
+        # ``float`` copies bytes, so the operations in place change nothing in the data set.
         return images.float().sub_(mean).div_(std)
 
     def resize(self, images: Tensor) -> Tensor:
@@ -189,12 +191,14 @@ class Normalisation:
         if images.shape[-1] == images.shape[-2] == self.size:
             return images
         side = (self.size, self.size)
+        # Without antialiasing a reduced image would show some of its pixels and skip the others.
         return F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
 
 
 @functools.cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Return ``[C, 1, 1]`` values in 0..255 for values in 0..1."""
+    # Two small constants are scaled here, so that no batch is divided by 255.
     return _kept(torch.tensor(values).mul_(255).view(-1, 1, 1), device)
 
 

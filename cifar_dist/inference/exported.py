@@ -73,6 +73,7 @@ def _about(about: DatasetInfo) -> dict[str, str]:
 
 
 def _example(about: DatasetInfo) -> tuple[Tensor]:
+    # Two images: torch.export takes a size of 1 for a constant, and would refuse a dynamic one.
     return (torch.zeros(2, about.channels, about.side, about.side, dtype=torch.uint8),)
 
 
@@ -103,6 +104,7 @@ def _onnx(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Logits]
     proto = program.model_proto
     onnx.helper.set_model_props(proto, _about(about))
     content: bytes = proto.SerializeToString()
+    # On the CPU, as the model with whose logits the caller compares these.
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
     def logits_of(images: Tensor) -> Tensor:
@@ -112,6 +114,7 @@ def _onnx(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Logits]
 
 
 def _safetensors(module: WithNormalisation, about: DatasetInfo) -> tuple[bytes, Logits]:
+    # safetensors refuses other strides, such as those of channels_last weights.
     state = {name: value.contiguous() for name, value in module.state_dict().items()}
     metadata = {**_about(about), "image_size": str(module.size)}
     content = safetensors.torch.save(state, metadata)

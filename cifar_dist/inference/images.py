@@ -35,10 +35,15 @@ def read_picture(source: Path | bytes, side: int, channels: int = 3) -> NDArray[
     opened = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with warnings.catch_warnings():
+            # Between once and twice its limit of 89 million pixels Pillow only warns, and then
+            # decodes hundreds of megabytes for one file.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(opened) as file:
+                # Cameras store what the sensor saw, and a tag that says how to turn it.
                 picture = ImageOps.exif_transpose(file)
                 if picture.has_transparency_data:
+                    # Dropping alpha alone would show whatever colour transparent pixels happen to
+                    # have.
                     layer = picture.convert("RGBA")
                     white = Image.new("RGBA", layer.size, "white")
                     picture = Image.alpha_composite(white, layer)
@@ -59,6 +64,7 @@ def pictures_in(folder: Path) -> list[Path]:
     """Return the files in a folder and its subfolders whose names are of kinds that can be read."""
     Image.init()
     kinds = set(Image.registered_extensions())
+    # Sorted, since file systems list a folder in an order of their own.
     return sorted(
         file for file in folder.rglob("*") if file.suffix.lower() in kinds and file.is_file()
     )

@@ -23,6 +23,7 @@ _OF_THE_NETWORK = ("dataset", "network", "stem", "image_size")
 def run_of(config: ModelConfig) -> RunDirectory | None:
     """Return the run whose weights they are; None for a file of weights of its own."""
     folder = at(config.model)
+    # A run's weights that are named by their file still have the run's settings beside them.
     if folder.name == "model.safetensors":
         folder = folder.parent
     found = RunDirectory(folder)
@@ -67,8 +68,7 @@ def trained_config(config: ModelConfig, listener: Listener = ignore, **here: Any
     for name in _OF_THE_NETWORK:
         if given.get(name, before := getattr(trained, name)) != before:
             raise UserError(
-                f"{flag(name)} {given[name]}: the run was trained with {before}; leave "
-                f"{flag(name)} out"
+                f"{flag(name)} {given[name]}: the run was trained with {before}; omit {flag(name)}"
             )
     if not Path(str(trained.data_dir)).is_dir():  # trained on another machine
         given.setdefault("data_dir", TrainConfig().data_dir)

@@ -45,6 +45,7 @@ class TrainedModel:
         mixed = torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
         with mixed:
             found: Tensor = self.network(pixels)
+        # Float32, since the callers' NumPy has no bfloat16.
         return found.float().cpu()
 
 
@@ -67,6 +68,7 @@ def load_trained(
     set_seed(config.seed, config.deterministic, config.tf32)
     if config.use_gpu and not torch.cuda.is_available():
         raise UserError("--use-gpu: torch finds no GPU here; omit it")
+    # Checked first: load_state_dict would list every layer that does not fit, over many lines.
     classes = check_weights(where, shapes_of(weights), config.network, config.stem)
     if classes not in (None, len(dataset.classes)):
         raise UserError(
@@ -105,6 +107,7 @@ def model_of(
     run = run_of(config)
     saved = run and run.trained_on()
     if saved:
+        # Runs of earlier versions say less; defaults of `DatasetInfo` stand for the rest.
         known = {name: saved[name] for name in DatasetInfo._fields if name in saved}
         lists = {name: tuple(saved[name]) for name in ("classes", "mean", "std")}
         about = DatasetInfo(**{**known, **lists})

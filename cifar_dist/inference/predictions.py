@@ -66,6 +66,7 @@ class Predictions:
         """
         wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
         confident = confidences(logits[wrong])
+        # A stable sort: among equal confidences a rerun keeps the same pictures.
         mistakes = wrong[np.argsort(-confident, kind="stable")][:MISTAKES_KEPT]
         pictures = np.ascontiguousarray(images[members[mistakes]])
         return cls(split, epoch, classes, logits, labels, mistakes, pictures)
@@ -86,6 +87,8 @@ class Predictions:
         from safetensors.numpy import save
 
         about = {"split": self.split, "epoch": self.epoch, "classes": self.classes}
+        # safetensors writes memory as it lies: a transposed view would be read back with its values
+        # in other places.
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
         return save(arrays, metadata={"about": json.dumps(about)})
 
@@ -101,6 +104,7 @@ class Predictions:
 
         try:
             arrays = load(content)
+            # Read from the header by hand: ``load`` returns arrays without the metadata.
             size = int.from_bytes(content[:8], "little")
             about: dict[str, Any] = json.loads(
                 json.loads(content[8 : 8 + size])["__metadata__"]["about"]
@@ -120,7 +124,9 @@ _ARRAYS = ("logits", "labels", "mistakes", "pictures")
 
 def confidences(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return ``[n]`` softmax probabilities of the classes that ``[n, classes]`` logits predict."""
+    # In float32 a confidence above 1 - 3e-8 rounds to 1, and the surest mistakes would be a tie.
     values = logits.astype(np.float64)
+    # Less the largest, since exp overflows from 710 on.
     odds = np.exp(values - values.max(axis=1, keepdims=True, initial=-np.inf))
     found: NDArray[np.float64] = 1 / odds.sum(axis=1)
     return found

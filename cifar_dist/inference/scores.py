@@ -75,6 +75,8 @@ def per_class(
     """Compute `Scores.per_class` of ``[n]`` labels and predictions, without torch."""
     from sklearn.metrics import precision_recall_fscore_support
 
+    # All classes by number: scikit-learn would omit those that do not occur, and the rows would no
+    # longer match the names. zero_division keeps it from warning of classes never predicted.
     precision, recall, f1, images = precision_recall_fscore_support(
         labels, predicted, labels=np.arange(len(classes)), zero_division=0.0
     )

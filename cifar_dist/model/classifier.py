@@ -34,6 +34,8 @@ class Totals(nn.Module):
         super().__init__()
         for name in ("loss_sum", "correct", "images"):
             # In float32 a sum over an epoch would round; float64 also counts exactly.
+            # Not part of the state: counts differ between ranks, and loading would give all those
+            # of rank 0. `RunCheckpointer` saves each rank's.
             self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
 
     @torch.no_grad()
@@ -106,6 +108,7 @@ class Classifier(pl.LightningModule):
     def __init__(self, network: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         super().__init__()
         self.network = network
+        # Its weights take no gradients: DDP raises where a weight that takes them gets none.
         self.average = copy.deepcopy(network).requires_grad_(False) if config.ema else None
         self.config = config
         self.steps_per_epoch = steps_per_epoch
@@ -128,7 +131,7 @@ class Classifier(pl.LightningModule):
         return self.network if self.average is None else self.average
 
     def totals_of(self, stage: str) -> Totals:
-        """What was counted in ``train``, ``val`` or ``test``."""
+        """Return the totals of ``train``, ``val`` or ``test``."""
         totals = self.totals[f"{stage}_totals"]
         assert isinstance(totals, Totals)
         return totals
@@ -138,6 +141,7 @@ class Classifier(pl.LightningModule):
         loss_sum = F.cross_entropy(
             logits, batch.labels, reduction="sum", label_smoothing=self.config.label_smoothing
         )
+        # Training batches have no padding: the count is a plain number, and no mask is computed.
         self.totals_of("train").update(loss_sum, logits, batch.labels, len(batch.labels))
         # DDP averages gradients over ranks. Ranks' parts may differ in size, so each divides
         # by the global size and undoes the average: the sum is the global batch's mean loss.
@@ -156,6 +160,8 @@ class Classifier(pl.LightningModule):
     def _evaluate(self, stage: str, batch: Batch) -> Tensor:
         logits: Tensor = self.evaluated(batch.images)
         loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=PADDING)
+        # A sum that stays on the device. torchmetrics' ignore_index selects by a boolean mask
+        # instead, which makes a GPU wait twice a step.
         images = (batch.labels != PADDING).sum()
         self.totals_of(stage).update(loss_sum, logits, batch.labels, images)
         return logits

@@ -53,6 +53,8 @@ def make_network(
         imagenet = weights == "imagenet"
         values = imagenet_weights(_torchvision_name(name)) if imagenet else read_weights(weights)
         check_weights(weights, shapes_of(values), name, stem)
+        # The network's own values stay where the file's do not fit: in a last layer for another
+        # number of classes, and for counters that old versions of torch did not write.
         own = network.state_dict()
         fitting = {key: v for key, v in values.items() if v.shape == own[key].shape}
         network.load_state_dict({**own, **fitting})
@@ -112,6 +114,7 @@ def check_network(config: TrainConfig) -> None:
     _options(config.network, config.stem)
     if config.weights == "imagenet":
         known = _torchvision_name(config.network)
+        # Weights that are here are not read: that would load torch and delay every refusal.
         if not is_downloaded(known):
             imagenet_weights(known)
     elif config.weights != "none":

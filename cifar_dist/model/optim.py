@@ -28,7 +28,7 @@ RISE = {"cosine": 0.3, "linear": 0.2}
 """Part of a cycle in which the learning rate rises, by `anneal`, where `warmup_epochs` is not set:
 torch's own, and that of cifar10-fast and hlb-CIFAR10."""
 RISE_FROM = 25.0
-"""What a cycle's highest learning rate is divided by for its first one: torch's default."""
+"""Divides a cycle's highest learning rate to give its first one: torch's default."""
 
 
 def optimizer_and_schedule(
@@ -112,6 +112,7 @@ class OneCycle(torch.optim.lr_scheduler.OneCycleLR):
             rise = config.warmup_epochs / config.max_epochs
         if rise * total_steps < 2:
             rise = 0.0  # nothing to rise over, and over exactly one step torch divides by zero
+        # torch divides the cycle's first rate by final_div_factor, not its highest one.
         end = config.final_lr_factor
         super().__init__(
             optimizer,

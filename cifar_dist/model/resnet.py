@@ -37,6 +37,8 @@ class TorchvisionResNet:
         if stem == "cifar":
             channels = network.conv1.out_channels
             network.conv1 = nn.Conv2d(3, channels, kernel_size=3, stride=1, padding=1, bias=False)
+            # As torchvision does for its own convolutions; Conv2d by itself draws from another
+            # distribution.
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
             # Replaced, not removed, so that the names of layers stay torchvision's.
             network.maxpool = nn.Identity()

@@ -54,6 +54,8 @@ def set_deterministic(on: bool) -> None:
     # deterministic, one that must be may come after it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = on
+    # A benchmark picks the algorithm that was fastest just then, which may be another one in a
+    # rerun and round differently.
     torch.backends.cudnn.benchmark = not on
     torch.use_deterministic_algorithms(on, warn_only=WARN_ONLY)
     # Filling memory that nothing reads before it is written only costs time.
@@ -91,6 +93,8 @@ def nondeterminism_reported(listener: Listener, reported: set[str] | None = None
             listener(Warned(said))
 
     with warnings.catch_warnings():
+        # In front of the filters that silence torch. ``always``, since Python shows a warning once
+        # a place by default: the second run in a process would report nothing.
         for each in _NOT_DETERMINISTIC:
             warnings.filterwarnings("always", message=f".*{each}")
         before, warnings.showwarning = warnings.showwarning, show
@@ -103,8 +107,10 @@ def generator_states() -> dict[str, Any]:
     numpy: Any = np.random.get_state(legacy=True)
     return {
         "python": [version, list(words), gauss],
+        # A tensor and plain values: with weights_only, torch.load refuses NumPy arrays.
         "numpy": [numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]],
         "torch": torch.get_rng_state(),
+        # Asking a GPU that was not used so far would open a context on it.
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
 

@@ -34,6 +34,7 @@ def synchronize(network: nn.Module) -> nn.Module:
     """
     for module in network.modules():
         for plain, synchronized in _SYNCHRONIZED.items():
+            # Exactly these types: a subclass may compute something else in its forward.
             if type(module) is plain:
                 module.__class__ = synchronized
     return network
@@ -68,6 +69,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
+        # Detached: autograd does not follow a gather over ranks. `_Normalise` computes the gradient
+        # that flows through the moments.
         count, mean, variance = _global_moments([part.detach() for part in _parts(input)])
         if self.track_running_stats:
             self._track(count, mean, variance)
@@ -174,6 +177,7 @@ def _global_moments(parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
             moments[0],
             [torch.empty_like(moments[0]) for _ in range(dist.get_world_size())],
         )
+        # Gathered and combined by each rank in the order of ranks, so that all get the same bits.
         dist.all_gather(moments, own)
     channels = parts[0].shape[1]
     means, squares, counts = torch.stack(moments).split([channels, channels, 1], dim=1)
@@ -207,4 +211,5 @@ def _per_channel(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    # bfloat16 keeps 8 bits, to which every square and every image's sum would be rounded.
     return torch.promote_types(dtype, torch.float32)

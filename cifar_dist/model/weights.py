@@ -35,6 +35,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
+        # As bytes, since the file may be in an object store, which torch cannot open.
         content = at(file).read_bytes()
         if at(file).name.endswith(".safetensors"):
             return load(content)

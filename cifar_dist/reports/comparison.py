@@ -98,6 +98,7 @@ def _four(value: Any) -> Cell:
 
 
 def _differences(title: str, what: str, by_run: Mapping[str, Mapping[str, Any]]) -> Section:
+    # In the settings' order: a set of names would be in another order in each process.
     keys = list(dict.fromkeys(key for each in by_run.values() for key in each))
     differ = [
         key

@@ -1,4 +1,4 @@
-"""What all figures share: inline SVG that follows the page's light or dark colours.
+"""Parts that all figures share: inline SVG that follows the page's light or dark colours.
 
 Figures are drawn with stand-in colours, which become CSS variables of the page.
 """
@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+# In lower case, as matplotlib writes colours: the SVG is searched for exactly these strings.
 INK, MUTED, GRID = "#0a0a01", "#0a0a02", "#0a0a03"
 """Stand-ins for text, secondary text, and grid lines."""
 HUE, BEST = "#0a0a05", "#0a0a06"
@@ -42,7 +43,9 @@ WIDE = 11.5
 """Inches of a figure as wide as the page."""
 
 _STYLE: Any = {
+    # Text stays text, which takes the page's font and can be searched.
     "svg.fonttype": "none",
+    # Without a salt ids are random, and two reports of the same run would differ.
     "svg.hashsalt": "cifar_dist",
     "font.size": 10.5,
     "axes.labelsize": 10.5,
@@ -88,7 +91,7 @@ class Drawing:
     """Unique in its page."""
     caption: str
     alt: str
-    """What it shows, for screen readers."""
+    """A description, for screen readers."""
     svg: Markup
     wide: bool = False
 
@@ -105,10 +108,12 @@ def drawn(
 ) -> Iterator[Any]:
     """Yield axes to draw into; after the block the figure is appended to ``found``."""
     with mpl.rc_context(_STYLE):
+        # Not by pyplot, which keeps every figure until it is closed.
         figure = Figure((WIDE if wide else WIDTH, height), layout="constrained")
         axes = figure.subplots(panels, 1, sharex=True)
         yield axes
         out = io.StringIO()
+        # None of matplotlib's metadata: with the date in it, two reports of a run would differ.
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(out, format="svg", metadata=nothing)
     svg = Markup(inline(out.getvalue(), name, alt))
@@ -126,10 +131,12 @@ def inline(svg: str, name: str, alt: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"\s*<!--.*?-->", "", svg, flags=re.DOTALL)
+    # The prefix is declared in the opening tag that is replaced below, and HTML needs none.
     svg = svg.replace("xlink:href=", "href=")
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None
     opening = f'<svg {box[0]} role="img" aria-label="{escape(alt)}">'
+    # A function, since backslashes in a replacement's text are taken for references to groups.
     svg = re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
     # Ids that nothing refers to only make the page long.
     referred = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg))

@@ -27,7 +27,7 @@ class Cell:
 
     text: str
     key: str = ""
-    """What it is sorted by; numerically where it is a number; empty sorts last."""
+    """It is sorted by this; numerically where it is a number; empty sorts last."""
     number: bool = False
 
 
@@ -92,13 +92,17 @@ def render(page: Page) -> bytes:
     """Return the page as an HTML file."""
     folder = resources.files("cifar_dist.reports")
     environment = jinja2.Environment(
+        # Names of runs and classes are a user's text, which may look like markup.
         autoescape=True,
+        # A misspelt name in the template is an error, not a gap in the page.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     template = environment.from_string((folder / "page.html.jinja").read_text("utf-8"))
     script = (folder / "sort.js").read_text("utf-8")
+    # The page's Content-Security-Policy admits the script of this digest and no other, so that text
+    # from a run cannot run as code.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = template.render(
         page=page,
@@ -117,6 +121,7 @@ def cell(value: Any) -> Cell:
     if isinstance(value, bool | np.bool_):
         return Cell("yes" if value else "no", str(int(value)))
     if isinstance(value, int | float | np.integer | np.floating):
+        # Sorted by all digits: values that look alike in four would be a tie.
         return Cell(plain(value), repr(float(value)), number=True)
     return Cell(str(value), str(value).lower())
 
@@ -167,6 +172,7 @@ def as_picture(image: NDArray[np.uint8], label: str, predicted: str, confidence:
     from PIL import Image
 
     file = io.BytesIO()
+    # Pillow takes a grey image without an axis for channels.
     pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
     Image.fromarray(pixels).save(file, "PNG", optimize=True)
     source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -83,6 +83,7 @@ def best_row(history: pd.DataFrame) -> pd.Series[Any] | None:
     """Return the row of the best epoch; None where no validation accuracy is known."""
     if not recorded(history, "val_accuracy"):
         return None
+    # idxmax takes the first of equals, as `MetricsHistory` keeps the earliest.
     best: pd.Series[Any] = history.loc[history["val_accuracy"].idxmax()]
     return best
 
@@ -108,6 +109,7 @@ def _facts(
             ("Validation accuracy", share(best["val_accuracy"]), f"epoch {best['epoch']:.0f}")
         )
     if recorded(history, "images_per_second"):
+        # The median: a process's first epoch, and one that was resumed, are slower than the others.
         speed = history["images_per_second"].median()
         facts.append(("Throughput", f"{speed:,.0f}", "images/s, median epoch"))
     facts.append(("Epochs", f"{len(history)} of {config.max_epochs}", ""))
@@ -177,6 +179,7 @@ _PACE = "Throughput, restarts, learning rate"
 
 
 def _settings(config: TrainConfig, environment: dict[str, Any]) -> Section:
+    # On the same data set, from which some defaults follow that nobody has chosen.
     ordinary = TrainConfig(dataset=config.dataset).to_dict()
     notes = ["Settings that differ from the default are bold."]
     tables = [names_and_values("Settings", config.to_dict(), ordinary)]
@@ -287,8 +290,10 @@ def _computed(
     from cifar_dist.inference.sharded import split_logits
     from cifar_dist.model.weights import read_weights
 
+    # On the CPU: a report may be drawn on a machine that has none of the run's GPUs.
     here = trained_config(ModelConfig(model=str(run.path)), use_gpu=False, num_workers=0)
     where = str(run.model_file)
+    # Test images are measured once, at a run's end: to look earlier would be to choose by them.
     split: Literal["test", "val"] = "val" if summary.get("test_accuracy") is None else "test"
     logits = split_logits(where, read_weights(where), here, dataset, split, BATCH_SIZE)
     best = summary.get("best_epoch")

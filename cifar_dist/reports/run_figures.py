@@ -64,6 +64,7 @@ def learning_rate(history: pd.DataFrame) -> list[Drawing]:
         limits(axes, epochs)
         axes.set_ylabel("learning rate")
         low, high = rate.min(), rate.max()
+        # A schedule may end at 0, which a logarithmic axis cannot show.
         if low > 0 and high / low > 30:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(PLAIN)
@@ -100,6 +101,7 @@ def throughput(history: pd.DataFrame) -> list[Drawing]:
 def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> list[Drawing]:
     """Draw the confusion matrix: cells shaded by share of the label's images, with counts."""
     found: list[Drawing] = []
+    # A class without images has a row of zeros, whose sum must not be divided by.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     off = counts.copy()
     np.fill_diagonal(off, 0)
@@ -119,6 +121,8 @@ def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> list[Drawing
             annot=counts, fmt="d", annot_kws={"size": size},
             xticklabels=list(classes), yticklabels=list(classes),
         )  # fmt: skip
+        # seaborn chooses black or white by the shade of the cell, but the page under it may be
+        # dark.
         for text, count in zip(axes.texts, counts.flat, strict=True):
             text.set_color(INK if count else MUTED)
         axes.set_xlabel("prediction")

@@ -13,6 +13,7 @@ from cifar_dist.config.tune import DEFAULT_MAX_EPOCHS, TuneConfig, tune_setting_
 from cifar_dist.reports import search_figures
 from cifar_dist.reports.page import Page, Section, Table, cell, in_time, names_and_values, share
 from cifar_dist.reports.search_figures import Setting
+from cifar_dist.search.asha import rung_epochs
 from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.search.space import Domain, Space
 from cifar_dist.storage import AnyPath
@@ -34,6 +35,7 @@ def search_page(directory: SearchDirectory) -> Page:
     summary = directory.read_summary()
     trials, history = _frame(directory.trials_parquet), _frame(directory.history_file)
     best_trial = summary.get("best_trial")
+    # A table that is not written yet has no columns either.
     scored = trials[trials[config.metric].notna()] if len(trials) else trials
     settings = [_axis(name, domain, scored) for name, domain in space.domains.items()]
     sections = [_by_epoch(history, trials, config, best_trial)]
@@ -65,7 +67,7 @@ def _settings(config: TuneConfig, space: Space) -> Section:
         for name, each in space.domains.items()
     }
     tables = [
-        names_and_values("What was searched", searched),
+        names_and_values("Searched settings", searched),
         names_and_values("Settings of the search", own, ordinary),
         names_and_values("Settings that all trials share", shared, ordinary),
     ]
@@ -118,7 +120,7 @@ def _by_epoch(
 def _saved(trials: pd.DataFrame, config: TuneConfig, summary: dict[str, Any]) -> Section:
     most = config.train.max_epochs
     if config.scheduler != "asha":
-        return Section("What ASHA saved", ["Nothing: the search ran without early stopping."])
+        return Section("Epochs saved by ASHA", ["Nothing: the search ran without early stopping."])
     notes = []
     if summary:
         run, possible, counted = (
@@ -136,20 +138,20 @@ def _saved(trials: pd.DataFrame, config: TuneConfig, summary: dict[str, Any]) ->
         if summary["failed"] or summary["unfinished"]:
             notes.append("Epochs of trials that failed or are unfinished show as saved too.")
     rungs = _rungs(trials, config)
-    return Section("What ASHA saved", notes, search_figures.epochs_saved(trials, most), [rungs])
+    return Section(
+        "Epochs saved by ASHA", notes, search_figures.epochs_saved(trials, most), [rungs]
+    )
 
 
 def _rungs(trials: pd.DataFrame, config: TuneConfig) -> Table:
     """Return how many trials reached each rung, and how many were stopped there."""
     rows = []
-    rung, most = float(config.grace_period), config.train.max_epochs
+    most = config.train.max_epochs
     stopped = trials["status"] == "stopped"
-    while round(rung) < most:
-        epoch = round(rung)
+    for epoch in rung_epochs(config.grace_period, config.reduction_factor, most):
         came = int((trials["epochs"] >= epoch).sum())
         here = int((stopped & (trials["epochs"] == epoch)).sum())
         rows.append((cell(f"epoch {epoch}"), cell(came), cell(here)))
-        rung *= config.reduction_factor
     rows.append((cell(f"epoch {most}, the last"), cell(int((trials["epochs"] >= most).sum())),
                  cell(int((stopped & (trials["epochs"] >= most)).sum()))))  # fmt: skip
     return Table("Trials by rung", ("rung", "reached it", "stopped there"), rows)
@@ -169,6 +171,7 @@ def _table(
     # Best first; trials without a result come last.
     ordered = trials.sort_values(config.metric, ascending=config.mode == "min", kind="stable")
     rows = [
+        # A comparison with pd.NA is neither true nor false, and would raise in `cell`.
         [cell(None if value is pd.NA else value) for value in row]
         for row in ordered[names].itertuples(index=False)
     ]
@@ -183,9 +186,6 @@ def _table(
     )
     note = "The best trial is bold; those that did not reach their last epoch are faded."
     return Section("Table of trials", [note], tables=[table])
-
-
-# --- settings as axes ------------------------------------------------------------------------
 
 
 def _axis(name: str, domain: Domain, trials: pd.DataFrame) -> Setting:
@@ -214,9 +214,6 @@ def _place(value: Any, listed: list[Any]) -> float:
 
 def _word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# --- importance ------------------------------------------------------------------------------
 
 
 def _importance(settings: list[Setting], trials: pd.DataFrame, config: TuneConfig) -> Section:
@@ -270,6 +267,8 @@ def importance_of(
     if not varied:
         return pd.DataFrame(columns=["setting", "mean_drop", "std_drop"]), 0.0
     places = np.column_stack([np.log(each.places) if each.log else each.places for each in varied])
+    # Its R² is taken on trials out of each tree's sample: on its own sample a forest explains
+    # nearly everything, noise too. The seed is fixed, so that a report drawn again says the same.
     forest = RandomForestRegressor(TREES, oob_score=True, random_state=0).fit(places, values)
     found = permutation_importance(forest, places, values, n_repeats=SHUFFLES, random_state=0)
     drops = pd.DataFrame(

@@ -60,6 +60,8 @@ def accuracy_by_epoch(
         ]  # fmt: skip
         for label, style, shown in kinds:
             if shown:
+                # Empty lines for the legend, which would have an entry for each trial if those had
+                # labels.
                 axes.plot([], [], label=label, **style)
         whole_epochs(axes)
         limits(axes, history["epoch"])
@@ -120,6 +122,8 @@ def _scale(axes: Axes, setting: Setting) -> None:
     low, high = setting.low, setting.high
     if setting.log:
         axes.set_xscale("log")
+        # A factor: a margin in units would be wide at one end of a log axis and nothing at the
+        # other.
         room = (high / low) ** 0.04 if high > low else 1.5
         axes.set_xlim(low / room, high * room)
         axes.xaxis.set_major_formatter(PLAIN)
@@ -152,6 +156,7 @@ def parallel_coordinates(
     with drawn(found, "parallel", caption, alt, 4.4, wide=True) as axes:
         places = range(len(axes_names))
         best = values.idxmax() if mode == "max" else values.idxmin()
+        # The worst first, so that no better trial is hidden by it.
         for index in rank.sort_values().index:
             heights = [_height(each, float(each.places[index])) for each in settings]
             heights.append((values[index] - low) / spread)
@@ -219,6 +224,7 @@ def epochs_saved(trials: pd.DataFrame, max_epochs: int) -> list[Drawing]:
         axes.barh(rows, ran, height=0.7, linewidth=0, color=colours)
         axes.barh(rows, max_epochs - ran, left=ran, height=0.7, color=MUTED, alpha=0.18,
                   linewidth=0)  # fmt: skip
+        # At most 40 labels: more would overlap, since the figure's height has a limit.
         every = -(-len(trials) // 40)
         axes.set_yticks(rows[::every], list(trials["trial_id"])[::every])
         axes.invert_yaxis()
@@ -241,7 +247,7 @@ def importance(drops: pd.DataFrame, metric: str) -> list[Drawing]:
     alt = "importance of each setting: " + ", ".join(
         f"{row.setting} {row.mean_drop:.2f}" for row in drops.itertuples()
     )
-    caption = f"What a random forest's prediction of {metric} depends on"
+    caption = f"Settings on which a random forest's prediction of {metric} depends"
     with drawn(found, "importance", caption, alt, max(1.6 + 0.32 * len(drops), 2.4)) as axes:
         rows = np.arange(len(drops))
         axes.barh(

@@ -58,6 +58,7 @@ def write_report(
                 )
         page = comparison_page(runs)
         file = output or at(COMPARISON)
+    # Rendered as a whole before anything is written, so that an error leaves the old report.
     content = render(page)
     write_atomically(file, content)
     return file
@@ -65,6 +66,7 @@ def write_report(
 
 def _opened(path: AnyPath) -> RunDirectory | SearchDirectory:
     search = SearchDirectory(path)
+    # Asked first: a search has a config.yaml too, and would pass for a run.
     if search.space_file.is_file():
         return search
     if search.config_file.is_file():

@@ -26,7 +26,7 @@ SECONDS_BETWEEN_STEP_EVENTS = 0.5
 
 
 class AverageBatchNorm(Callback):
-    """Give all ranks the mean of their batch normalisation statistics before each validation.
+    """Callback that averages batch normalisation's statistics over ranks before validation.
 
     Each rank sees only its part of the images. Without this, the statistics that are evaluated and
     saved would be those of rank 0's part alone.
@@ -36,6 +36,7 @@ class AverageBatchNorm(Callback):
         if trainer.world_size == 1:
             return
         if statistics := [buffer for _, buffer in running_statistics(pl_module)]:
+            # One all-reduce in place of one for each statistic, of which a ResNet-18 has forty.
             flat = torch.cat([buffer.reshape(-1) for buffer in statistics])
             torch.distributed.all_reduce(flat)
             flat /= trainer.world_size
@@ -45,7 +46,7 @@ class AverageBatchNorm(Callback):
 
 
 class KeepPredictions(Callback):
-    """Writes the best epoch's predictions for the test images, on rank 0.
+    """Callback that writes the best epoch's predictions for the test images, on rank 0.
 
     A report is drawn from them without the network, e.g. where there is no GPU and no torch.
 
@@ -74,6 +75,8 @@ class KeepPredictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        # Kept on the device until the epoch's end: a copy of each batch would make it wait.
+        # Float32, since NumPy has no bfloat16.
         self._logits.append(outputs.float())
         self._counts.append(batch.labels != PADDING)
 
@@ -93,7 +96,7 @@ class KeepPredictions(Callback):
 
 
 class StepEvents(Callback):
-    """Reports a few times a second how far the epoch is; on rank 0.
+    """Callback that reports a few times a second how far the epoch is; on rank 0.
 
     Loss (of that step) and accuracy (of the epoch so far) are this rank's. They are reported once
     the device has computed them, without waiting for it.
@@ -105,6 +108,7 @@ class StepEvents(Callback):
         self._under_way: tuple[functools.partial[StepDone], Reading] | None = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A reading left from the epoch before would be reported after that epoch's row.
         self._started = self._last = time.perf_counter()
         self._under_way = None
 
@@ -117,9 +121,13 @@ class StepEvents(Callback):
         batch_idx: int,
     ) -> None:
         now = time.perf_counter()
+        # One reading at a time, so that events stay in order and a device that lags is not asked
+        # again before it has answered.
         if self._under_way is None and now - self._last >= SECONDS_BETWEEN_STEP_EVENTS:
             assert isinstance(pl_module, Classifier)
             done = batch_idx + 1
+            # `training_step` scales its loss to this rank's part of the global mean; undone, it is
+            # the mean over this rank's images.
             scale = batch.global_size / trainer.world_size / len(batch.labels)
             event = functools.partial(
                 StepDone,
@@ -127,6 +135,7 @@ class StepEvents(Callback):
                 step=done,
                 images_per_second=done * pl_module.config.batch_size / (now - self._started),
             )
+            # Both numbers go in one transfer; the running accuracy is float64 already.
             loss = outputs["loss"].double() * scale
             running = pl_module.totals_of("train").running()
             self._under_way = event, Reading(torch.stack([loss, running]))

@@ -35,7 +35,7 @@ SAVES = (Order.SAVE, Order.STOP)
 
 
 class RunCheckpointer(Checkpoint):
-    """Saves checkpoints and the best weights, and restores what differs between ranks.
+    """Callback that saves checkpoints and the best weights, and restores each rank's own state.
 
     What differs between ranks is part of a checkpoint: generators, statistics of batch
     normalisation, what was counted in the epoch so far.
@@ -72,7 +72,7 @@ class RunCheckpointer(Checkpoint):
         self.writer = writer
         self.ask = ask
         self.unrestored: list[dict[str, Any]] = []
-        """What a checkpoint has of each rank, until training starts."""
+        """The ranks' own states as a checkpoint holds them, until training starts."""
         self._best_sha256 = ""
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,6 +111,8 @@ class RunCheckpointer(Checkpoint):
     ) -> None:
         if trainer.is_last_batch:
             return  # the epoch's end follows
+        # Every rank comes to the same decision here, since saving gathers all ranks' states: one
+        # that did not take part would leave the others waiting in a collective.
         order = self.ask(trainer.global_step)
         if order in SAVES or self._due_by_step(trainer):
             self._save(trainer, self.run.checkpoint(trainer.current_epoch + 1, batch_idx + 1))
@@ -207,9 +209,13 @@ class RunCheckpointer(Checkpoint):
             write_atomically(file, checkpoint_as_bytes(content))
             # The one before the newest stays: the newest may turn out to be damaged.
             newest = self.run.checkpoints_newest_first()[:2]
+            # Deleted only after the new one is on the disk: a kill in between leaves a file too
+            # many, never one too few.
             self.run.prune_checkpoints({*newest, *bests})
             if best:
                 write_atomically(self.run.model_file, weights)
+            # After the checkpoint, which holds the same rows: a kill in between leaves metrics.csv
+            # a row short, and a resumed run writes it anew.
             if at_epoch_end:
                 write_metrics()
 
@@ -224,7 +230,7 @@ class RunCheckpointer(Checkpoint):
 
     @property
     def _kept_prefix(self) -> str:
-        """What the kept network's weights are named in a checkpoint, see `Classifier.evaluated`."""
+        """Return the prefix of the kept network's names, see `Classifier.evaluated`."""
         return "average." if self.config.ema else "network."
 
     def _restore_model_file(self) -> None:

@@ -70,8 +70,10 @@ def read_checkpoint(path: str | AnyPath) -> dict[str, Any]:
         raise BadCheckpoint(f"cannot be read ({error.strerror})") from None
     body, comment = data[:-_COMMENT_BYTES], data[-_COMMENT_BYTES:]
     signed = comment.startswith(_MARK)
+    # Checked before torch reads any of it, so that nothing of a damaged file is unpickled.
     if signed and hashlib.sha256(body).hexdigest().encode() != comment[len(_MARK) :]:
         raise BadCheckpoint("is damaged: its bytes do not give the checksum that it was saved with")
+    # A zip archive's end may be followed by a comment of at most 65,535 bytes.
     if not signed and data.startswith(b"PK") and _END_OF_ZIP not in data[-70_000:]:
         raise BadCheckpoint(f"is cut short: its end is missing after {len(data):,} bytes")
     try:
@@ -82,6 +84,7 @@ def read_checkpoint(path: str | AnyPath) -> dict[str, Any]:
                 "holds more than numbers and would run code when loaded; it was not loaded"
             ) from None
         raise BadCheckpoint("is no checkpoint, or its end is missing") from None
+    # Checked last, so that a file that is cut short or holds code is refused for that reason.
     if not signed:
         raise BadCheckpoint("has no checksum: it was not written by cifar_dist, or its end is lost")
     return _with_todays_callbacks(cast(dict[str, Any], content))
@@ -98,7 +101,7 @@ def _with_todays_callbacks(content: dict[str, Any]) -> dict[str, Any]:
 
 
 class Checkpoints(CheckpointIO):
-    """How Lightning writes and reads a run's checkpoints."""
+    """Lightning's access to a run's checkpoints, in writing and reading."""
 
     def __init__(self) -> None:
         self._read: tuple[str, dict[str, Any]] | None = None
@@ -126,6 +129,8 @@ class Checkpoints(CheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """Read and check a checkpoint, unless `find_checkpoint` has read it."""
+        # Lightning loads the file that `find_checkpoint` has just read and hashed. It is handed
+        # over once and then released: it is as large as weights and optimizer together.
         if self._read is not None and self._read[0] == str(path):
             content = self._read[1]
             self._read = None
@@ -164,7 +169,10 @@ class Checkpoints(CheckpointIO):
         for file in run.checkpoints_newest_first():
             try:
                 content = read_checkpoint(file)
+                # Checked here and not left to Lightning, which would raise from within
+                # `Trainer.fit`, where the checkpoint before this one can no longer be tried.
                 _check_same(content, identity, weights)
+                # Version 0.1.0 wrote no version of its order: what says none is of 1.
                 of_another_order = content[IDENTITY].get(ORDER, 1) != ORDER_VERSION
                 if of_another_order and run.steps_into_epoch(file):
                     raise BadCheckpoint(
@@ -179,6 +187,8 @@ class Checkpoints(CheckpointIO):
                     "continues, but not to the bits of one that this version trained throughout"
                 )
                 listener(Warned(message))
+            # Renamed only once another one can be used. Where none can, the command stops with
+            # every file as it was, so that a wrong setting does not cost the run its checkpoints.
             for rejected, why in bad:
                 kept = run.reject_checkpoint(rejected)
                 listener(

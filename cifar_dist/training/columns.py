@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """What is known at an epoch's end."""
+    """Facts that are known at an epoch's end."""
 
     trainer: pl.Trainer
     """With the module, as training and validation have left it."""
@@ -44,6 +44,8 @@ def step(end: EpochEnd) -> int:
 
 def samples(end: EpochEnd) -> int:
     """Return the training images since the run's start."""
+    # Added up from what was counted: a step that `SkipNonFinite` undoes counts no images, so epochs
+    # times images would be too many.
     return int(end.before.get("samples", 0) + end.train["images"])
 
 

@@ -89,6 +89,8 @@ def fit(
     if config.use_gpu and not torch.cuda.is_available():
         raise UserError("--use-gpu: torch finds no GPU here; omit it to train on the CPU")
     heard = listener if rank == 0 else ignore
+    # Before the network is made, whose weights come from torch's generator. Ranks make different
+    # ones, and DDP replaces them by rank 0's.
     set_seed(config.seed + rank, config.deterministic, config.tf32)
     parts = _assembled(config, run, dataset, rank, strategy, plugins, heard, report, ask)
     if rank == 0:
@@ -99,6 +101,7 @@ def fit(
     with freed_memory_kept(), parts.writer, undetermined():
         parts.trainer.fit(parts.module, parts.images, ckpt_path=found, weights_only=True)
 
+    # Before the test, which loads the best epoch's weights in place of the last step's.
     weights_sha256 = hashlib.sha256(weights_as_bytes(parts.module.evaluated)).hexdigest()
     tested: Mapping[str, Any] = {"accuracy": None, "loss": None, "images": 0}
     if test:
@@ -167,6 +170,7 @@ def _assembled(
         callbacks.append(StepEvents(listener))
     logger = make_logger(config.logger, run) if rank == 0 else None
     trainer = _trainer(config, strategy, [*plugins, checkpoints], callbacks, logger)
+    # Known only now: with the precision the trainer chooses whether there is a gradient scaler.
     if not skips.active(trainer):
         trainer.callbacks.remove(skips)  # type: ignore[attr-defined]
     images = ImageDataModule(config, dataset)
@@ -221,6 +225,7 @@ def _trainer(
         precision=config.precision,
         callbacks=callbacks,
         use_distributed_sampler=False,  # the data module shards, and counts each image once
+        # Validation before the first step would be counted in the first epoch's totals.
         num_sanity_val_steps=0,
         logger=logger or False,
         enable_progress_bar=False,
@@ -250,6 +255,7 @@ def _tested(parts: _Parts, run: RunDirectory, dataset: CachedDataset) -> dict[st
     """Test the best epoch's weights, and keep their predictions."""
     parts.module.evaluated.load_state_dict(load(run.model_file.read_bytes()))
     kept = KeepPredictions(run, dataset, parts.history.best_epoch)
+    # Added for the test alone: Lightning would call it at every training step as well.
     parts.trainer.callbacks.append(kept)  # type: ignore[attr-defined]
     parts.trainer.test(parts.module, parts.images, verbose=False)
     return parts.module.tested
@@ -257,6 +263,8 @@ def _tested(parts: _Parts, run: RunDirectory, dataset: CachedDataset) -> dict[st
 
 def _reporting(listener: Listener, report: Report) -> Report:
     def report_row(row: dict[str, Any]) -> None:
+        # The listener first, since `report` may raise to end the training: the epoch is over all
+        # the same.
         listener(EpochDone(row))
         report(row)
 

@@ -22,7 +22,7 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class MetricsHistory(Checkpoint):
-    """Keeps a row an epoch, and knows the best epoch.
+    """Callback that keeps a row an epoch, and knows the best epoch.
 
     Every rank keeps all rows; rank 0 writes them. They are part of checkpoints, so that a resumed
     run continues with the rows of its checkpoint: none is lost or doubled.
@@ -51,6 +51,7 @@ class MetricsHistory(Checkpoint):
         return {
             "history": self.rows,
             "best_epoch": self.best_epoch,
+            # A duration, not a time: the clock's zero is another one in the process that resumes.
             "seconds": time.perf_counter() - self._epoch_started,
         }
 
@@ -61,12 +62,16 @@ class MetricsHistory(Checkpoint):
 
     def best_epochs(self) -> set[int]:
         """Return the best epoch, and the one that the checkpoint before the newest knows."""
+        # If the newest checkpoint turns out to be damaged, the run resumes from the one before,
+        # whose best epoch may be another and whose weights are then read from that epoch's
+        # checkpoint.
         rows = self.rows[:-1] or self.rows
         before = max(rows, key=lambda row: float(row["val_accuracy"]), default={"epoch": 0})
         return {self.best_epoch, before["epoch"]}
 
     def writing(self) -> Callable[[], None]:
         """Return a function that writes ``metrics.csv`` with the rows that there are now."""
+        # A copy of the list: a thread writes it while the next epoch appends to the list.
         return functools.partial(self.run.write_metrics, list(self.rows))
 
     def report_epoch(self, trainer: pl.Trainer) -> None:
@@ -104,6 +109,7 @@ class MetricsHistory(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
+        # On every rank, although rank 0 alone writes: computing totals is a collective.
         end = EpochEnd(
             trainer,
             train=pl_module.totals_of("train").compute(),

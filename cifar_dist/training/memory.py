@@ -25,11 +25,14 @@ def freed_memory_kept() -> Iterator[None]:
     if libc is None:
         yield
         return
+    # Both are needed: blocks above the first are mapped and unmapped one by one, and free memory
+    # above the second is given back. Setting either ends glibc's own adjustment of the two.
     libc.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
     libc.mallopt(M_TRIM_THRESHOLD, LARGEST_TRIM_THRESHOLD)
     try:
         yield
     finally:
+        # The thresholds stay: glibc has no call that returns the values they had before.
         libc.malloc_trim(0)
 
 

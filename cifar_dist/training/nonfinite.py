@@ -25,7 +25,7 @@ STEPS_AHEAD = 8
 
 
 class StopOnNonFinite(Callback):
-    """Ends the run at the step whose loss is not finite.
+    """Callback that ends the run at the step whose loss is not finite.
 
     A GPU's losses are read as they arrive, at most `STEPS_AHEAD` steps late, and all of them before
     a checkpoint and at an epoch's end: to read each at once would make the device finish a step
@@ -47,6 +47,7 @@ class StopOnNonFinite(Callback):
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
+        # The place is noted now: when the loss is read the trainer may be some steps ahead.
         self._unread.append((Reading(loss), Where.of(trainer)))
         self._read(at_most_unread=STEPS_AHEAD)
 
@@ -59,6 +60,7 @@ class StopOnNonFinite(Callback):
         self._read()
         # A gradient may be too large where the loss is not yet.
         names, weights = zip(*pl_module.named_parameters(), strict=True)
+        # One transfer for all weights: to ask for each would make the device wait each time.
         finite = torch.stack([torch.isfinite(weight).all() for weight in weights]).tolist()
         if not all(finite):
             name = names[finite.index(False)]
@@ -102,7 +104,7 @@ class Where(NamedTuple):
 
 
 class SkipNonFinite(Callback):
-    """Undoes a step that must not be learned from: no update, no statistics, no count.
+    """Callback that undoes a step that must not be learned from: update, statistics, counts.
 
     Without a gradient scaler that is a step whose loss is not finite on any rank, where
     ``skip_losses`` says so. With one (``16-mixed``) it is each step that the scaler skips, for
@@ -133,6 +135,7 @@ class SkipNonFinite(Callback):
         return int(self._count)
 
     def state_dict(self) -> dict[str, Any]:
+        # ``told`` is the key in checkpoints of earlier versions, from which a run may resume.
         return {"skipped": self.skipped, "told": self._reported}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -146,6 +149,7 @@ class SkipNonFinite(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        # Copied before the forward pass, which changes statistics before the loss is known.
         self._before = [_flat(group) for group in _moving(pl_module)]
         if (scaler := _scaler(trainer)) is not None:
             self._scale = _scale_of(scaler, pl_module.device)
@@ -157,6 +161,8 @@ class SkipNonFinite(Callback):
             return
         found = (~torch.isfinite(loss.detach())).float()
         if trainer.world_size > 1:
+            # All ranks skip the same steps: a rank that updated alone would go its own way from
+            # there.
             torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
         self._found = found
 
@@ -186,6 +192,7 @@ class SkipNonFinite(Callback):
             # A scaler lowers its scale where it has skipped, and nowhere else.
             assert self._scale is not None  # since the step began
             now = _scale_of(scaler, pl_module.device)
+            # A scale of 0 cannot be lowered any further, and skips every step.
             found = ((now < self._scale) | (now == 0)).float()
         if found is None:
             return
@@ -193,6 +200,7 @@ class SkipNonFinite(Callback):
             optimizer.__dict__.pop("found_inf", None)
         with torch.no_grad():
             for group, before in zip(_moving(pl_module), self._before, strict=True):
+                # Chosen on the device: branching on the number here would wait for it.
                 kept = torch.where(found > 0, before, _flat(group))
                 parts = kept.split([each.numel() for each in group])
                 views = [part.view_as(each) for each, part in zip(group, parts, strict=True)]

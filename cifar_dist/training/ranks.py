@@ -1,4 +1,4 @@
-"""What differs between ranks, and gathering it."""
+"""State that differs between ranks, and gathering it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()]).cpu()
     parts = torch.split(flat, [tensor.numel() for tensor in tensors.values()])
     return {
+        # Cloned: gathering pickles a view with the whole tensor that it is a part of, once for each
+        # name.
         name: part.view(tensor.shape).clone()
         for (name, tensor), part in zip(tensors.items(), parts, strict=True)
     }
@@ -39,6 +41,7 @@ def gathered(mine: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
     """
     if world_size == 1:
         return [mine]
+    # gather_object takes the list on the rank that gathers alone, and refuses one elsewhere.
     every: list[Any] | None = [None] * world_size if torch.distributed.get_rank() == 0 else None
     torch.distributed.gather_object(mine, every)
     return every or [mine]

@@ -17,9 +17,12 @@ class Reading:
         self._numbers = numbers.detach()
         self._event: torch.cuda.Event | None = None
         if numbers.device.type == "cuda":
+            # Pinned: a copy to pageable memory would wait until the device has done all before it.
             self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
             self._numbers.copy_(numbers, non_blocking=True)
             self._event = torch.cuda.Event()
+            # After the copy and in its stream, so that the event stands for numbers that have
+            # arrived.
             self._event.record()
 
     @property

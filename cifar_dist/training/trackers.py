@@ -28,6 +28,7 @@ def make_logger(name: str, run: RunDirectory) -> Logger | None:
     if name == "none":
         return None
     try:
+        # Lightning's loggers raise for a missing package when they are made, not when imported.
         logger: Logger = LOGGERS[name](run)
     except ModuleNotFoundError:
         raise UserError(
@@ -47,11 +48,13 @@ def tensorboard(run: RunDirectory) -> Logger:
             f"--logger tensorboard: cannot write to {run.path}; use a folder, or wandb or mlflow "
             "with a server"
         )
+    # A fixed version: by default each resume would begin another folder.
     return TensorBoardLogger(save_dir=str(run.path), name="", version="tensorboard")
 
 
 def wandb(run: RunDirectory) -> Logger:
     """Return a logger for Weights & Biases."""
+    # The name is the id and ``allow`` continues one that exists, so a resumed run stays one run.
     return WandbLogger(
         project=PROJECT, name=run.name, id=run.name, resume="allow", save_dir=_folder(run)
     )

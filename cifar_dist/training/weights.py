@@ -20,6 +20,7 @@ def network_as_bytes(state: Mapping[str, Tensor], prefix: str = "") -> bytes:
     """Return the same of the network whose names begin so in a checkpoint's ``state_dict``."""
     return safetensors.torch.save(
         {
+            # safetensors refuses other strides, such as those of channels_last weights.
             name.removeprefix(prefix): value.detach().cpu().contiguous()
             for name, value in state.items()
             if name.startswith(prefix)

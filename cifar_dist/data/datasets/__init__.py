@@ -132,6 +132,8 @@ def sha256_of_files(files: Iterable[Path]) -> str:
 
     Their names do not count, so that a renamed folder is the same data.
     """
+    # Digests are joined, not contents: bytes that move from the end of a file to the start of the
+    # next are other data.
     digests = "".join(file_digest("sha256", file) for file in files)
     return hashlib.sha256(digests.encode()).hexdigest()
 
@@ -139,4 +141,5 @@ def sha256_of_files(files: Iterable[Path]) -> str:
 def file_digest(algorithm: str, file: Path) -> str:
     """Return the hexadecimal digest of a file's content, e.g. by ``md5``."""
     with file.open("rb") as opened:
+        # Read in blocks, so that an archive need not fit in memory.
         return hashlib.file_digest(opened, algorithm).hexdigest()

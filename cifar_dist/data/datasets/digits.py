@@ -39,9 +39,12 @@ class Digits:
         bunch = load_digits()
         grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
         grey = grey.repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)
+        # Three equal channels, since the registry's networks take ``[B, 3, H, W]``.
         images = np.ascontiguousarray(
             np.broadcast_to(grey[:, None], (len(grey), 3, *grey[0].shape))
         )
+        # scikit-learn's digits have no split. This one does not depend on the run's seed, so that
+        # all runs are tested on the same images.
         train, test = split(len(images), held_out=TEST_IMAGES)
         return Decoded(
             train=LabelledImages(images[train], bunch.target[train]),

@@ -68,6 +68,8 @@ class Archive:
             with FileLock(lock):
                 if not archive.exists():  # else another process fetched it while this one waited
                     with (
+                        # In the same folder, since a rename is atomic within a file system only: a
+                        # download that is cut leaves no archive under the final name.
                         tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as aside,
                         _timeout(DOWNLOAD_TIMEOUT_S),
                     ):
@@ -138,12 +140,15 @@ class Official:
 def _from_torchvision(dataset: CIFAR10) -> LabelledImages:
     import numpy as np
 
+    # A copy in this order: safetensors writes memory as it lies, so a transposed view would be read
+    # back with its pixels in other places.
     images = np.ascontiguousarray(np.asarray(dataset.data).transpose(0, 3, 1, 2))
     return LabelledImages(images, np.asarray(dataset.targets))
 
 
 @contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
+    # torchvision's download sets no timeout of its own, and a silent server would keep it forever.
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

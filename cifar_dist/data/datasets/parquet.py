@@ -50,6 +50,7 @@ class Parquet:
         return sha256_of_files(self.train + self.test)
 
     def decode(self) -> Decoded:
+        # Labels first: wrong ones are refused before images are decoded, which takes far longer.
         labels = {file: _labels(file, self.label) for file in self.train + self.test}
         most = max(int(labels[file].max()) for file in self.train)
         classes = (
@@ -90,6 +91,8 @@ def find_parquet(
         UserError: a split is missing.
     """
     train, test = (
+        # Sorted: file systems list a folder in their own order, on which the fingerprint and the
+        # images' numbers would depend.
         tuple(sorted([*folder.glob(f"{name}*.parquet"), *folder.glob(f"*/{name}*.parquet")]))
         for name in ("train", "test")
     )
@@ -168,7 +171,9 @@ def _images(file: Path, side: int, label: str) -> NDArray[np.uint8]:
                 f"{file}: row {row} is no {side}x{side} image ({first_line(error)}); fetch it again"
             ) from None
 
+    # Threads, which fill one array: processes would send every decoded image back.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # Every result is asked for: an error in a thread is raised nowhere else.
         list(pool.map(decode, range(len(encoded)), chunksize=1000))
     return images
 
@@ -177,6 +182,7 @@ def _cells(table: pa.Table) -> list[bytes]:
     """Return the encoded images of a table's only column."""
     import pyarrow as pa
 
+    # In one chunk, since a chunked column cannot be asked for a field of its structs.
     column = table[0].combine_chunks()
     found: list[bytes] = (
         column.field("bytes") if pa.types.is_struct(column.type) else column
@@ -188,6 +194,7 @@ def _decoded_image(encoded: bytes, side: int) -> NDArray[np.uint8]:
     from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as image:
+        # Pillow has read the header alone so far: an image of another size is never decoded.
         if image.size != (side, side):
             raise ValueError(f"it has {image.width}x{image.height} pixels")
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
