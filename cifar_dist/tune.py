@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from cifar_dist.cluster.trials import Training
     from cifar_dist.data.cache import CachedDataset
-    from cifar_dist.search.suggestions import Suggestions
+    from cifar_dist.search.suggestions import Optuna
     from cifar_dist.search.trials import TrialTable
 
 COMMAND = "python -m cifar_dist.tune"
@@ -128,9 +128,9 @@ def search(
 
 def _trial_table(
     config: TuneConfig, space: Space, resumed: SearchDirectory | None = None
-) -> tuple[TrialTable, Suggestions]:
+) -> tuple[TrialTable, Optuna | None]:
     """What is known of the trials, and where their values come from."""
-    from cifar_dist.search.suggestions import Drawn, Optuna, drawn_values
+    from cifar_dist.search.suggestions import Optuna, drawn_values
     from cifar_dist.search.trials import TrialTable
 
     drawn: Mapping[int, Mapping[str, Any]]
@@ -142,11 +142,11 @@ def _trial_table(
     if resumed is not None:
         trial_table.load(resumed)
     if config.search != "optuna":
-        return trial_table, Drawn(trial_table)
+        return trial_table, None
     optuna = Optuna(config, space, trial_table)
     for number in drawn:
         if trial_table.finished(number):
-            optuna.tell(number, trial_table.row(number))
+            optuna.report(number, trial_table.row(number))
     return trial_table, optuna
 
 
@@ -166,7 +166,7 @@ def _run(
     config: TuneConfig,
     directory: SearchDirectory,
     trial_table: TrialTable,
-    suggestions: Suggestions,
+    suggestions: Optuna | None,
     launched: dict[str, Any],
     listener: Listener,
     training: Training | None,

@@ -31,7 +31,7 @@ from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import RunFailed
 from cifar_dist.events import Event, Listener
 from cifar_dist.search.directory import SearchDirectory, trial_id
-from cifar_dist.search.suggestions import Suggestions
+from cifar_dist.search.suggestions import Optuna
 from cifar_dist.search.trials import TrialTable
 from cifar_dist.storage import delete_folder
 
@@ -62,7 +62,7 @@ class _Numbered(_OfTheDriver, Searcher):
     """Gives Tune the trials that are left, in the order of their numbers, as there is room."""
 
     def __init__(
-        self, numbers: list[int], suggestions: Suggestions, trial_table: TrialTable
+        self, numbers: list[int], suggestions: Optuna | None, trial_table: TrialTable
     ) -> None:
         super().__init__(metric=trial_table.config.metric, mode=trial_table.config.mode)
         self._left = list(reversed(numbers))
@@ -77,7 +77,7 @@ class _Numbered(_OfTheDriver, Searcher):
         if len(self._live) >= self._room():
             return None
         number = self._left.pop()
-        drawn = self._suggestions.draw(number)
+        drawn = self._draw(number)
         self._trial_table.add_trial(number, drawn)
         self._live[trial_id] = number
         return {"number": number, "drawn": dict(drawn)}
@@ -89,6 +89,13 @@ class _Numbered(_OfTheDriver, Searcher):
             self._slots_known_until = time.monotonic() + SLOTS_KNOWN_S
         return self._slots
 
+    def _draw(self, number: int) -> Mapping[str, Any]:
+        if self._suggestions is not None:
+            return self._suggestions.draw(number)
+        drawn = self._trial_table.drawn(number)
+        assert drawn is not None  # all were, before the search began
+        return drawn
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: searches learn from trials that have ended."""
 
@@ -96,7 +103,8 @@ class _Numbered(_OfTheDriver, Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         number = self._live.pop(trial_id)
-        self._suggestions.tell(number, self._trial_table.row(number))
+        if self._suggestions is not None:
+            self._suggestions.report(number, self._trial_table.row(number))
 
 
 class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
@@ -226,7 +234,7 @@ def slots(config: TuneConfig) -> int:
 def run_trials(
     directory: SearchDirectory,
     trial_table: TrialTable,
-    suggestions: Suggestions,
+    suggestions: Optuna | None,
     numbers: list[int],
     dataset_fingerprint: str,
     launched: Mapping[str, Any],
@@ -240,7 +248,7 @@ def run_trials(
     Args:
         directory: the search's.
         trial_table: what is known so far.
-        suggestions: where trials' values come from.
+        suggestions: where trials' values come from; None where the table has them.
         numbers: of the trials to run, ascending.
         dataset_fingerprint: of the data set that the driver decoded.
         launched: what the driver adds to each ``environment.json``.

@@ -4,39 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import UserError
 from cifar_dist.search.space import Domain, Space
 from cifar_dist.search.trials import TrialTable
-
-
-class Suggestions(Protocol):
-    """Gives each trial its values of the searched settings."""
-
-    def draw(self, number: int) -> Mapping[str, Any]:
-        """A trial's values, by its number from 0."""
-        ...
-
-    def tell(self, number: int, row: Mapping[str, Any]) -> None:
-        """Take note of a trial that has ended; ``row`` is its row of the table."""
-        ...
-
-
-class Drawn:
-    """Values that were drawn before the search began."""
-
-    def __init__(self, trial_table: TrialTable) -> None:
-        self._trial_table = trial_table
-
-    def draw(self, number: int) -> Mapping[str, Any]:
-        drawn = self._trial_table.drawn(number)
-        assert drawn is not None
-        return drawn
-
-    def tell(self, number: int, row: Mapping[str, Any]) -> None:
-        """Nothing: the values are drawn."""
 
 
 def drawn_values(config: TuneConfig, space: Space) -> dict[int, Mapping[str, Any]]:
@@ -86,13 +59,15 @@ class Optuna:
         self._asked: dict[int, Any] = {}
 
     def draw(self, number: int) -> Mapping[str, Any]:
+        """Return the values of a trial, by its number from 0."""
         known = self._trial_table.drawn(number)
         if known is not None:  # of a search that goes on
             self._study.enqueue_trial(dict(known))
         self._asked[number] = self._study.ask(self._distributions)
         return known if known is not None else dict(self._asked[number].params)
 
-    def tell(self, number: int, row: Mapping[str, Any]) -> None:
+    def report(self, number: int, row: Mapping[str, Any]) -> None:
+        """Learn from a trial that has ended; ``row`` is its row of the table."""
         failed = self._optuna.trial.TrialState.FAIL
         value = row[self._metric] if row["status"] in ("completed", "stopped") else None
         if number in self._asked:
