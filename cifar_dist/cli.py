@@ -152,7 +152,7 @@ def _resumed(early: argparse.Namespace) -> tuple[str, str]:
         if (value := getattr(early, name)) is not None:
             raise UserError(
                 f"--{name} {value}: --resume keeps the settings that the run was started with; "
-                f"leave --{name} out"
+                f"omit --{name}"
             )
     if early.name is None:
         raise UserError("--resume: say which run to resume, --name NAME")
@@ -172,7 +172,7 @@ def _from_file(
     if early.preset in PRESETS and PRESETS[early.preset].keys() <= settings.keys():
         raise UserError(
             f"--preset {early.preset}: {early.config} sets everything that it would; "
-            "leave one of them out"
+            "omit one of them"
         )
     return settings
 
@@ -186,7 +186,7 @@ def _before_the_rest(words: Sequence[str]) -> argparse.Namespace:
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             return parser.parse_known_args(list(words))[0]
-    except SystemExit:  # e.g. --resume=yes: the whole parser says what is wrong
+    except SystemExit:  # e.g. --resume=yes: the whole parser reports what is wrong
         return argparse.Namespace(
             config=None, preset=None, name=None, storage_path=None, resume=False
         )

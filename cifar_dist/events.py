@@ -1,4 +1,4 @@
-"""What happens in a run or a search, as typed events.
+"""The typed events of a run or a search.
 
 A run sends `Plan`, `Waiting`, `Started`, `WorkersLost`, `Warned`, `StepDone` and `EpochDone`; a
 search sends `SearchPlan`, `Waiting`, `Warned` and `TrialUpdated`. `WorkerRaised` and `Fatal` go
@@ -184,7 +184,7 @@ answer at the same step."""
 
 
 def ignore(event: Event) -> None:
-    """A listener that does nothing."""
+    """Ignore an event, as the listener where nobody watches."""
 
 
 def always_continue(step: int) -> Order:

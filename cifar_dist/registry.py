@@ -1,4 +1,4 @@
-"""The doors: what may be named in a setting, and where it is.
+"""The registries: names that settings may have as values, and the code that each stands for.
 
 An addition is one file (or one function) and one line here. Names are known without loading what
 they stand for, so that ``--help`` and every refusal stay quick; nothing here imports the modules

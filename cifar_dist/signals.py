@@ -26,13 +26,13 @@ def interrupt_on_signals() -> None:
 
 @contextmanager
 def interruption_noted(listener: Listener) -> Iterator[Callable[[], bool]]:
-    """While this lasts, the first SIGINT or SIGTERM is only noted; the second is `Interrupted`.
+    """Only note the first SIGINT or SIGTERM while this lasts; the second raises `Interrupted`.
 
     Args:
         listener: notified of the first.
 
     Yields:
-        A function that says whether there was one.
+        A function that returns whether there was one.
     """
     noted = False
 

@@ -52,7 +52,7 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
     Raises:
         UserError: bad configuration or data, or too few resources; a new run leaves nothing.
         RunFailed: the run failed after its restarts.
-        Interrupted: the process was asked to stop; what is needed to go on is saved.
+        Interrupted: the process was asked to stop; what is needed to resume is saved.
     """
     began = time.monotonic()
     counter = RestartCounter(listener)
@@ -80,7 +80,7 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
             summarise("failed")
             if config.report:
                 leave_report(run, listener)
-        if isinstance(error, Diverged):  # going on as before would end there again
+        if isinstance(error, Diverged):  # resumed as it is, it would end there again
             to_resume += " --on-nonfinite skip"
         raise type(error)(f"{error}\n{to_resume}") from error
     trained = Trained(run, outcome, summarise("completed", outcome))
@@ -180,7 +180,7 @@ def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> P
 
 
 def _arithmetic(config: TrainConfig) -> str:
-    """What a GPU computes convolutions in."""
+    """Return the arithmetic of a GPU's convolutions."""
     if config.precision == "32":
         return "TF32" if config.tf32 else "float32"
     return {"bf16-mixed": "bf16", "16-mixed": "fp16"}[config.precision]
@@ -214,7 +214,7 @@ def _next_run(config: TrainConfig, run: RunDirectory, more: str) -> str:
 
 
 def main(words: list[str]) -> None:
-    """Parse, train, and print what came of it."""
+    """Parse, train, and print the results."""
     config = parse_train(words)
     display = Display(sys.stdout)
     try:

@@ -74,7 +74,7 @@ def search(
         UserError: bad configuration, space or data, or too few resources; a new search leaves
             nothing.
         RunFailed: every trial failed.
-        Interrupted: the process was asked to stop; what is needed to go on is saved.
+        Interrupted: the process was asked to stop; what is needed to resume is saved.
     """
     began = time.monotonic()
     config = config.replace(train=with_absolute_paths(config.train))
@@ -129,7 +129,7 @@ def search(
 def _trial_table(
     config: TuneConfig, space: Space, resumed: SearchDirectory | None = None
 ) -> tuple[TrialTable, Suggestions]:
-    """What is known of the trials, and where their values come from."""
+    """Return the record of the trials, and the source of their values."""
     from cifar_dist.search.suggestions import Drawn, Optuna, drawn_values
     from cifar_dist.search.trials import TrialTable
 
@@ -146,12 +146,12 @@ def _trial_table(
     optuna = Optuna(config, space, trial_table)
     for number in drawn:
         if trial_table.finished(number):
-            optuna.tell(number, trial_table.row(number))
+            optuna.observe(number, trial_table.row(number))
     return trial_table, optuna
 
 
 def _suggested_before(directory: SearchDirectory, space: Space) -> dict[int, dict[str, Any]]:
-    """What trials were given in a search that is resumed, by number."""
+    """Return the values that trials of a resumed search were given, by number."""
     found = {}
     folders = directory.trials_folder.glob("t*")
     for number in sorted(int(folder.name.removeprefix("t")) for folder in folders):
@@ -196,7 +196,7 @@ def _run(
     with session(config.train.verbose) as where:
         have_resources(base, listener, TUNE_FLAGS)
         check_shared(directory.path)
-        # Behind the check, since it loads Ray Tune: what is refused is refused seconds earlier.
+        # Imported after the checks: Ray Tune takes seconds to load, which would delay a refusal.
         from cifar_dist.cluster.trials import train_here
         from cifar_dist.cluster.tuner import run_trials, slots, tidy
 
@@ -224,7 +224,7 @@ def _run(
 
 
 def _configs(config: TuneConfig, trial_table: TrialTable) -> list[TrainConfig]:
-    """The trials' configs, as far as they are known beforehand."""
+    """Return the trials' configs, as far as they are known beforehand."""
     drawn = [trial_table.drawn(number) for number in trial_table.numbers()]
     return [trial_table.trial_config(each) for each in drawn if each is not None] or [
         config.trial_base
@@ -301,7 +301,7 @@ def _results(searched: Searched, config: TuneConfig) -> list[str]:
 
 
 def main(words: list[str]) -> None:
-    """Parse, search, and print what came of it."""
+    """Parse, search, and print the results."""
     config = parse_tune(words)
 
     from cifar_dist.terminal.search import SearchDisplay

@@ -38,7 +38,7 @@ AGENT_TIMEOUT_S = 60
 
 
 def main(words: list[str]) -> None:
-    """Parse, do, and print what came of it."""
+    """Parse, do, and print the results."""
     chosen = _parse(words)
     try:
         _do(chosen, chosen.address)
@@ -130,13 +130,13 @@ def follow(client: JobSubmissionClient, address: str, job: str) -> int:
         return 130
     if info.status == "SUCCEEDED":
         return 0
-    if info.driver_exit_code is None:  # it never began, and said nothing
+    if info.driver_exit_code is None:  # it never began, and printed nothing
         print(info.message or "the job failed", file=sys.stderr)
     return info.driver_exit_code or 1
 
 
 async def _print_output(client: JobSubmissionClient, job: str) -> None:
-    """Print a job's output as it comes, going on where a lost connection broke off."""
+    """Print a job's output as it comes, and resume it where a lost connection broke off."""
     shown = 0
     for attempt in range(RECONNECTIONS):
         seen = 0
@@ -155,7 +155,7 @@ async def _print_output(client: JobSubmissionClient, job: str) -> None:
 
 @contextlib.contextmanager
 def _interruptions() -> Iterator[Any]:
-    """While this lasts signals are only counted; yields what tells how many there were."""
+    """Only count signals while this lasts; yields a function that returns their number."""
     seen: list[int] = []
     before = {
         each: signal.signal(each, lambda number, frame: seen.append(number))
@@ -169,7 +169,7 @@ def _interruptions() -> Iterator[Any]:
 
 
 def _entrypoint(command: list[str]) -> str:
-    """The command line of a job.
+    """Return the command line of a job.
 
     Raises:
         UserError: it could not run there, or would leave its results where nobody finds them.
@@ -193,7 +193,7 @@ def _entrypoint(command: list[str]) -> str:
 
 
 def _storage_path(name: str, words: list[str]) -> str:
-    """Where a command would leave its results; its other words are checked on the way."""
+    """Return the folder of a command's results; its other words are checked on the way."""
     if "--resume" in words:  # its settings are where it was started
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--storage-path", default="runs")
@@ -212,7 +212,7 @@ def _list(client: JobSubmissionClient) -> None:
 
 
 def _known(client: JobSubmissionClient, job: str) -> None:
-    """See that a job is there.
+    """Check that a job is there.
 
     Raises:
         UserError: it is not.

@@ -28,7 +28,7 @@ def has_ended_well() -> bool:
 
 
 class ReportFailures(UserCallback):
-    """Reports failures to the driver with nothing but Ray's public API.
+    """Callback that reports failures to the driver with Ray's public API alone.
 
     Args:
         coordinator: the run's.

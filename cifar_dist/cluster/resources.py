@@ -1,4 +1,4 @@
-"""What workers reserve, and the check that a cluster has it or will have it."""
+"""The resources that workers reserve, and the check that a cluster has them or will have them."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _places(name: str, there: float, need: float) -> int:
 
 def _advice(each: Resources, nodes: list[Resources], fitting: int, flags: Flags) -> str:
     if "GPU" in each and not any(node.get("GPU") for node in nodes):
-        return "leave out --use-gpu, or name a cluster with GPUs in RAY_ADDRESS"
+        return "omit --use-gpu, or name a cluster with GPUs in RAY_ADDRESS"
     if fitting:
         return f"use {flags.workers} {fitting}, or give each worker less with {flags.cpus}"
     return f"ask for less with {flags.cpus} or {flags.gpus}"

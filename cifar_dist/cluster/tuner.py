@@ -39,17 +39,17 @@ RAY_FOLDER = ".ray"
 """What Ray writes of its own, in the search's directory while the search lasts."""
 POLL_S = 0.1
 SLOTS_KNOWN_S = 5
-"""How long the number of trials that fit on the cluster is taken for known."""
+"""How long the number of trials that fit on the cluster is kept before it is counted again."""
 WRITING_SHARE = 0.05
 """Most of the driver's time that goes into writing the tables while the search lasts."""
+# A byte, since Ray takes no empty bundle. Not a part of a CPU: where workers fill a node's CPUs,
+# 0.01 of one would cost a whole trial's place.
 DRIVER_BUNDLE = {"memory": 1}
-"""What the process that looks after a trial of several workers reserves: a byte, since Ray takes no
-empty bundle. Not a part of a CPU: where workers fill a node's CPUs, 0.01 of one would cost a whole
-trial's place."""
+"""Resources of the process that supervises a trial of several workers: a byte of memory."""
 
 
 class _OfTheDriver:
-    """Stays in the driver: Tune copies and pickles what it is given, for a resume of its own."""
+    """Base of objects that stay in the driver, where Tune would copy and pickle them."""
 
     def __deepcopy__(self, memo: object) -> Any:
         return self
@@ -59,7 +59,7 @@ class _OfTheDriver:
 
 
 class _Numbered(_OfTheDriver, Searcher):
-    """Gives Tune the trials that are left, in the order of their numbers, as there is room."""
+    """Searcher that gives Tune the remaining trials by their numbers, as there is room."""
 
     def __init__(
         self, numbers: list[int], suggestions: Suggestions, trial_table: TrialTable
@@ -83,7 +83,7 @@ class _Numbered(_OfTheDriver, Searcher):
         return {"number": number, "drawn": dict(drawn)}
 
     def _room(self) -> int:
-        """Trials that run at a time; nodes come and go, so it is looked up now and then."""
+        """Return how many trials may run at a time."""
         if time.monotonic() > self._slots_known_until:
             self._slots = slots(self._trial_table.config)
             self._slots_known_until = time.monotonic() + SLOTS_KNOWN_S
@@ -96,23 +96,23 @@ class _Numbered(_OfTheDriver, Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         number = self._live.pop(trial_id)
-        self._suggestions.tell(number, self._trial_table.row(number))
+        self._suggestions.observe(number, self._trial_table.row(number))
 
 
 class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
-    """Puts every result into the trial_table, and stops the trials that it judges."""
+    """Scheduler that puts every result into the trial table, and stops the trials that it cuts."""
 
-    def __init__(self, trial_table: TrialTable, tell: Callable[[int], None]) -> None:
+    def __init__(self, trial_table: TrialTable, notify: Callable[[int], None]) -> None:
         super().__init__()
         self._trial_table = trial_table
-        self._tell = tell
+        self._notify = notify
         self._placed: set[str] = set()
 
     def on_trial_result(self, controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         number = trial.config["number"]
         if "epoch" in result:
             self._trial_table.add_row(number, result)
-            self._tell(number)
+            self._notify(number)
         if not self._ended(trial, result) and self._trial_table.stopped(number):
             return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
@@ -134,7 +134,7 @@ class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
 
     def choose_trial_to_run(self, controller: Any) -> RayTrial | None:
         # Not the one at the front, as Tune does: where its process is still starting, Tune would
-        # give it a warm one, end the other, and start a further one for the trial behind it.
+        # give it a warm one, end the other, and start a further one for the trial after it.
         waiting = [
             each
             for each in controller.get_trials()
@@ -147,23 +147,23 @@ class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
 
 
 class _Bookkeeper(_OfTheDriver, tune.Callback):
-    """Tells of trials that begin and end, and tidies up behind them."""
+    """Callback that notifies of trials that begin and end, and tidies up after them."""
 
     def __init__(
-        self, directory: SearchDirectory, trial_table: TrialTable, tell: Callable[[int], None]
+        self, directory: SearchDirectory, trial_table: TrialTable, notify: Callable[[int], None]
     ) -> None:
         self._directory = directory
         self._trial_table = trial_table
-        self._tell = tell
+        self._notify = notify
 
     def on_trial_start(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
         self._trial_table.start(trial.config["number"])
-        self._tell(trial.config["number"])
+        self._notify(trial.config["number"])
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
         number = trial.config["number"]
         tidy(self._directory, self._trial_table, number)
-        self._tell(number)
+        self._notify(number)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
         """A trial whose process died more often than it is restarted."""
@@ -179,30 +179,30 @@ class _Bookkeeper(_OfTheDriver, tune.Callback):
             run.write_summary(self._trial_table.config.train.dataset, "failed", error=text)
             self._trial_table.end(number, text)
         tidy(self._directory, self._trial_table, number)
-        self._tell(number)
+        self._notify(number)
 
 
 class _Until(_OfTheDriver, tune.Stopper):
-    """Ends the search when its time is over, or when it is told to."""
+    """Stopper that ends the search when its time is over, or on request."""
 
     def __init__(self, seconds: float | None) -> None:
         self._deadline = None if seconds is None else time.monotonic() + seconds
-        self._told = threading.Event()
+        self._requested = threading.Event()
 
     def end(self) -> None:
-        """Tell it to."""
-        self._told.set()
+        """Request the end."""
+        self._requested.set()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
         late = self._deadline is not None and time.monotonic() >= self._deadline
-        return late or self._told.is_set()
+        return late or self._requested.is_set()
 
 
 def tidy(directory: SearchDirectory, trial_table: TrialTable, number: int) -> None:
-    """Delete the checkpoints of a trial that nobody goes on with, and say that it was stopped."""
+    """Delete the checkpoints of a trial that nobody resumes, and record that it was stopped."""
     if not trial_table.finished(number):
         return
     run = directory.trial(number)
@@ -214,7 +214,7 @@ def tidy(directory: SearchDirectory, trial_table: TrialTable, number: int) -> No
 
 
 def slots(config: TuneConfig) -> int:
-    """How many trials run at a time on the cluster that this process is connected to.
+    """Return how many trials run at a time on the cluster that this process is connected to.
 
     On one that grows one more, since only what waits makes it grow.
     """
@@ -244,7 +244,7 @@ def run_trials(
         numbers: of the trials to run, ascending.
         dataset_fingerprint: of the data set that the driver decoded.
         launched: what the driver adds to each ``environment.json``.
-        listener: told of progress, in the calling thread.
+        listener: notified of progress, in the calling thread.
         training: what a trial of one worker does.
 
     Raises:
@@ -254,7 +254,7 @@ def run_trials(
     base = config.trial_base
     events: queue.Queue[Event] = queue.Queue()
 
-    def tell(number: int) -> None:
+    def notify(number: int) -> None:
         events.put(trial_table.event(number))
 
     plan = Plan(
@@ -270,7 +270,7 @@ def run_trials(
             _trainable(config.workers, base, plan),
             tune_config=tune.TuneConfig(
                 search_alg=_Numbered(numbers, suggestions, trial_table),
-                scheduler=_InOrderScheduler(trial_table, tell),
+                scheduler=_InOrderScheduler(trial_table, notify),
                 num_samples=len(numbers),
                 reuse_actors=config.workers == 1,
                 trial_name_creator=lambda trial: trial_id(trial.config["number"]),
@@ -281,7 +281,7 @@ def run_trials(
                 **ray_storage(directory.path),
                 failure_config=tune.FailureConfig(max_failures=base.max_failures),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[_Bookkeeper(directory, trial_table, tell)],
+                callbacks=[_Bookkeeper(directory, trial_table, notify)],
                 stop=until,
                 verbose=2 if config.train.verbose else 0,
             ),
@@ -338,7 +338,7 @@ def _trainable(workers: int, base: TrainConfig, plan: Plan) -> Any:
 
 @contextmanager
 def _quiet_tune(verbose: bool, slots: int) -> Iterator[None]:
-    """Tune's settings that it reads from the environment, and its logger's level, for a while."""
+    """Set what Tune reads from the environment, and its logger's level, while this lasts."""
     settings = {
         # As many processes start at once as there is room for; one at a time otherwise.
         "TUNE_MAX_PENDING_TRIALS_PG": str(slots),

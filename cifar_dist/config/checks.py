@@ -1,4 +1,4 @@
-"""What must hold for the settings of a run: ranges of single ones, and what goes together."""
+"""The checks of a run's settings: ranges of single ones, and combinations."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _check_gpus(config: TrainConfig) -> None:
     if not config.use_gpu and config.gpus_per_worker:
         raise UserError(f"--gpus-per-worker {config.gpus_per_worker:g}: add --use-gpu")
     if config.use_gpu and not config.gpus_per_worker:
-        raise UserError("--gpus-per-worker 0: contradicts --use-gpu; leave one of them out")
+        raise UserError("--gpus-per-worker 0: contradicts --use-gpu; omit one of them")
     assert config.gpus_per_worker is not None  # resolved before
     if not whole_or_fraction(config.gpus_per_worker):
         raise UserError(
@@ -107,7 +107,7 @@ def _check_gpus(config: TrainConfig) -> None:
     if config.precision == "16-mixed" and not config.use_gpu:
         raise UserError("--precision 16-mixed: needs --use-gpu; on CPU choose 32 or bf16-mixed")
     if config.data_on_device == "on" and not config.use_gpu:
-        raise UserError("--data-on-device on: needs --use-gpu; leave it out")
+        raise UserError("--data-on-device on: needs --use-gpu; omit it")
 
 
 def _check_augmentation(config: TrainConfig) -> None:

@@ -1,4 +1,4 @@
-"""What settings are made of: types, ranges, durations, flags, and what follows from others."""
+"""The parts of settings: types, ranges, durations, flags, and values derived from others."""
 
 from __future__ import annotations
 
@@ -166,10 +166,10 @@ def _as_declared(name: str, value: Any, kind: Any) -> Any:
             return float(value)
         elif isinstance(option, type) and isinstance(value, option):
             return value
-    raise UserError(f"{flag(name)} {value!r}: must be {_in_words(options)}")
+    raise UserError(f"{flag(name)} {value!r}: must be {_displayed(options)}")
 
 
-def _in_words(options: tuple[Any, ...]) -> str:
+def _displayed(options: tuple[Any, ...]) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     choices = [
         " or ".join(typing.get_args(option))

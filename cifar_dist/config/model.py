@@ -1,4 +1,4 @@
-"""What is done with a trained model: the settings of ``evaluate``, ``predict`` and ``export``."""
+"""The settings of ``evaluate``, ``predict`` and ``export``: uses of a trained model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is: every setting with its unit, its default and its check.
+"""The settings of a run: each with its unit, its default and its check.
 
 A setting has one name everywhere: the field here, the YAML key, and the flag (with hyphens).
 This module loads neither torch nor Ray, so that ``--help`` and every refusal are quick.

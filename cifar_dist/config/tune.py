@@ -1,4 +1,4 @@
-"""What a search is: every setting of its own with its unit, default and check.
+"""The settings of a search: each of its own with its unit, default and check.
 
 The settings of its trials are those of `cifar_dist.config.TrainConfig`. Loads neither torch nor
 Ray.
@@ -112,7 +112,7 @@ class TuneConfig(Resolved):
                 "--scheduler none"
             )
         if self.train.use_gpu and not self.gpus_per_trial:
-            raise UserError("--gpus-per-trial 0: contradicts --use-gpu; leave one of them out")
+            raise UserError("--gpus-per-trial 0: contradicts --use-gpu; omit one of them")
         if self.gpus_per_trial and not self.train.use_gpu:
             raise UserError(f"--gpus-per-trial {self.gpus_per_trial:g}: add --use-gpu")
         assert self.gpus_per_trial is not None  # resolved before
@@ -251,8 +251,7 @@ def check_same_search(started: TuneConfig, now: TuneConfig) -> None:
         if value != before[name] and name not in MAY_CHANGE_ON_TUNE_RESUME:
             raise UserError(
                 f"{flag(name)} {value}: the search was started with {before[name]}, which "
-                f"--resume keeps; leave {flag(name)} out, or start another search with another "
-                "--name"
+                f"--resume keeps; omit {flag(name)}, or start another search with another --name"
             )
     if now.num_samples < started.num_samples:
         raise UserError(

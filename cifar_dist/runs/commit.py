@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this package is imported from, if it is one."""
+    """Return the commit of the checkout that this package is imported from, if it is one."""
     checkout = Path(__file__).resolve().parent.parent.parent
     if not (checkout / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its directory, the files in it, and reading them back.
+"""A run's directory: the files in it, and reading them back.
 
 Every file is there whole or not at all, on a disk and in an object store.
 """
@@ -155,7 +155,7 @@ class RunDirectory(Directory):
             if now != before and name not in MAY_CHANGE_ON_RESUME:
                 raise UserError(
                     f"{flag(name)} {now}: the run was started with {before}, which --resume "
-                    f"keeps; leave {flag(name)} out, or start another run with another --name"
+                    f"keeps; omit {flag(name)}, or start another run with another --name"
                 )
         horizon = SCHEDULES.about(config.schedule).needs_horizon
         if horizon and config.max_epochs != started.max_epochs:
@@ -256,8 +256,8 @@ class RunDirectory(Directory):
         """
         if not self.config_file.is_file():
             raise UserError(
-                f"--resume --name {self.name}: there is no run in {self.path}; leave --resume "
-                "out to start it"
+                f"--resume --name {self.name}: there is no run in {self.path}; omit --resume "
+                "to start it"
             )
         settings = own_settings(self.config_file, setting_names())
         return make_config(settings, f" (in {self.config_file})")

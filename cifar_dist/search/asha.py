@@ -6,8 +6,8 @@ compares a trial with those whose results came in before. Here it is compared wi
 number that reached the rung, and by its best value so far instead of its last. So
 
 - what is decided follows from the trials' results alone, not from which of two machines was
-  faster or from a driver that was killed and went on;
-- no trial that was stopped is the best: at the rung, one that goes on was better.
+  faster or from a driver that was killed and resumed;
+- no trial that was stopped is the best: at the rung, one that continues was better.
 
 A decision that waits for a trial of lower number does not keep the trial from running on; what it
 ran beyond the rung where it turns out to be stopped does not count.
@@ -48,7 +48,7 @@ class InOrder:
 
     Args:
         grace_period: epochs of the first rung.
-        reduction_factor: one trial in this many goes on, and a rung has this many times the
+        reduction_factor: one trial in this many continues, and a rung has this many times the
             epochs of the one before.
         max_epochs: epochs of a trial that is not stopped.
         mode: whether high or low values are good.
@@ -119,7 +119,7 @@ class InOrder:
 
 
 def rung_epochs(grace_period: int, reduction_factor: float, max_epochs: int) -> list[int]:
-    """Epochs at whose end trials are judged, all below ``max_epochs``."""
+    """Return the epochs at whose end trials are judged, all below ``max_epochs``."""
     epochs: list[int] = []
     reached = float(grace_period)
     while math.ceil(reached) < max_epochs:

@@ -1,4 +1,4 @@
-"""What a search leaves behind: its directory, the files in it, and reading them back."""
+"""A search's directory: the files in it, and reading them back."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class SearchDirectory(Directory):
         """
         if not self.config_file.is_file():
             raise UserError(
-                f"--resume --name {self.name}: there is no search in {self.path}; leave --resume "
-                "out to start it"
+                f"--resume --name {self.name}: there is no search in {self.path}; omit --resume "
+                "to start it"
             )
         if not self.space_file.is_file():
             raise UserError(

@@ -1,4 +1,4 @@
-"""What a search draws from: spaces as data, their checks, and the configurations drawn.
+"""The spaces that a search draws from: their checks, and the configurations drawn.
 
 A draw is a pure function of (seed, trial), so a search that is resumed after its driver was killed
 draws what it would have drawn. This module loads neither torch nor Ray.
@@ -107,7 +107,7 @@ class Space:
         left = {name: domain for name, domain in self.domains.items() if name not in fixed}
         if not left:
             given = ", ".join(flag(name) for name in self.domains)
-            raise UserError(f"{given}: nothing is left to search in {self.source}; leave one out")
+            raise UserError(f"{given}: nothing is left to search in {self.source}; omit one")
         return Space(self.source, left)
 
     def to_yaml(self) -> str:

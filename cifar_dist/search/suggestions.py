@@ -1,4 +1,4 @@
-"""Where trials' values come from: draws that are known beforehand, or Optuna."""
+"""Sources of trials' values: draws that are known beforehand, or Optuna."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cifar_dist.search.trials import TrialTable
 
 
 class Suggestions(Protocol):
-    """Gives each trial its values of the searched settings."""
+    """Source of each trial's values of the searched settings."""
 
     def draw(self, number: int) -> Mapping[str, Any]:
-        """A trial's values, by its number from 0."""
+        """Return a trial's values, by its number from 0."""
         ...
 
-    def tell(self, number: int, row: Mapping[str, Any]) -> None:
+    def observe(self, number: int, row: Mapping[str, Any]) -> None:
         """Take note of a trial that has ended; ``row`` is its row of the table."""
         ...
 
@@ -35,12 +35,12 @@ class Drawn:
         assert drawn is not None
         return drawn
 
-    def tell(self, number: int, row: Mapping[str, Any]) -> None:
+    def observe(self, number: int, row: Mapping[str, Any]) -> None:
         """Nothing: the values are drawn."""
 
 
 def drawn_values(config: TuneConfig, space: Space) -> dict[int, Mapping[str, Any]]:
-    """All trials' values by number, for a search that draws them beforehand.
+    """Return all trials' values by number, for a search that draws them beforehand.
 
     Raises:
         UserError: a draw that no trial could run.
@@ -92,7 +92,7 @@ class Optuna:
         self._asked[number] = self._study.ask(self._distributions)
         return known if known is not None else dict(self._asked[number].params)
 
-    def tell(self, number: int, row: Mapping[str, Any]) -> None:
+    def observe(self, number: int, row: Mapping[str, Any]) -> None:
         failed = self._optuna.trial.TrialState.FAIL
         value = row[self._metric] if row["status"] in ("completed", "stopped") else None
         if number in self._asked:

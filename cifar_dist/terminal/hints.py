@@ -1,4 +1,4 @@
-"""What to type next, paths formatted for display, and messages."""
+"""Commands to type next, paths formatted for display, and messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees of a run: one live line, or one plain line an epoch."""
+"""A run at the terminal: one live line, or one plain line an epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ERASE = "\r\x1b[K"
 
 
 class Display:
-    """Draws a run's events: on a terminal over one live line, elsewhere a line an epoch."""
+    """Listener that draws a run: on a terminal over one live line, elsewhere a line an epoch."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees of a search: a live table, or a plain line a trial."""
+"""A search at the terminal: a live table, or a plain line a trial."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OVER = ("completed", "stopped", "failed")
 
 
 class SearchDisplay:
-    """Draws a search's events: on a terminal in a live table, elsewhere a line a trial."""
+    """Listener that draws a search: on a terminal in a live table, elsewhere a line a trial."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
