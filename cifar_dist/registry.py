@@ -33,6 +33,8 @@ class Registry(Mapping[str, Any]):
         Workers of a cluster are processes of their own: what they are to find too belongs into
         this file.
         """
+        # A name that is replaced keeps its place in the order, which is that of the columns of
+        # ``metrics.csv``.
         self._places.setdefault(name, "")
         self._loaded[name] = entry
 
@@ -51,7 +53,7 @@ class Registry(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an object is; subclasses add what must be known of it without loading it."""
+    """The place of an object; subclasses add facts that are known without loading it."""
 
     place: str = ""
     """``module:attribute``"""

@@ -105,6 +105,8 @@ class StorePath:
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a folder; a store needs none, but it takes a name."""
+        # A store has no folders that could collide: unchecked, a second run of a name would write
+        # into the first one's.
         if not exist_ok and self.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
         with self._errors():
@@ -170,12 +172,15 @@ class StorePath:
         """Raise pyarrow's errors as a file's."""
         try:
             yield
+        # These mean to callers what they mean on a disk. All others become one kind of error with a
+        # message of one line, which the command line turns into exit 2.
         except (FileNotFoundError, FileExistsError, PermissionError):
             raise
         except (OSError, ValueError) as error:
             raise StoreError(errno.EIO, first_line(error), str(self)) from None
 
 
+# Once a process: each new file system looks for credentials and opens connections of its own.
 @functools.cache
 def _filesystem(scheme: str, bucket: str, query: str) -> Any:
     opened, _ = importlib.import_module("pyarrow.fs").FileSystem.from_uri(
@@ -207,6 +212,7 @@ def delete_folder(folder: AnyPath) -> None:
         with contextlib.suppress(OSError):
             folder.delete_folder()
     else:
+        # Called in clean-ups, where an error would take the place of the one that is being raised.
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -214,6 +220,7 @@ def is_writable(folder: AnyPath) -> bool:
     """Return whether files can be written there."""
     if isinstance(folder, Path):
         return os.access(folder, os.W_OK)
+    # A store shows its permissions only to one who tries.
     probe = folder / f".{uuid.uuid4().hex[:8]}.tmp"
     try:
         probe.write_bytes(b"")
@@ -231,6 +238,8 @@ def write_atomically(file: AnyPath, content: bytes) -> None:
     """
     try:
         if isinstance(file, StorePath):
+            # No name aside: a store shows an object when its upload has ended, and renames by
+            # copying.
             file.write_bytes(content)
         else:
             _write_aside(file, content)
@@ -242,7 +251,8 @@ def write_atomically(file: AnyPath, content: bytes) -> None:
 
 
 def _write_aside(file: Path, content: bytes) -> None:
-    # A name that no other process takes.
+    # In the same folder, since a rename is atomic only within a file system; and with a name of its
+    # own, since two processes may write the same file.
     aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with aside.open("wb") as out:

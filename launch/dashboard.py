@@ -41,7 +41,10 @@ def check_address(address: str, insecure: bool) -> None:
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise UserError(f"{given}: {parts.hostname} is not known ({error.strerror})") from None
+    # All of a name's addresses must be private: the client may use any of them.
     hosts = [ipaddress.ip_address(str(each[4][0]).split("%")[0]) for each in found]
+    # A job is code that the cluster runs, and the token lets anybody run more: read or changed on
+    # the way, it gives the cluster away.
     if parts.scheme == "http" and not insecure and not all(host.is_private for host in hosts):
         raise UserError(
             f"{given}: plain http over a public network shows the token and lets others change the "
@@ -63,6 +66,7 @@ def connect(address: str, insecure: bool = False) -> JobSubmissionClient:
     Raises:
         UserError: it cannot be contacted, or wants another token.
     """
+    # Before Ray is imported, so that a refusal is immediate.
     check_address(address, insecure)
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient

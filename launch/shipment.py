@@ -50,5 +50,7 @@ def runtime_env(folder: Path, tool: str | None) -> dict[str, Any]:
 def dependencies() -> list[str]:
     """Return this machine's versions of the dependencies, but for Ray, which a cluster has."""
     required = [Requirement(line) for line in requires("cifar-dist") or []]
+    # Those with a marker belong to extras. A local version, such as 2.15.0+cpu, is not on the
+    # package index, and its installation would fail on every node.
     names = [each.name for each in required if each.name != "ray" and not each.marker]
     return [f"{name}=={version(name).split('+')[0]}" for name in names]

@@ -106,6 +106,7 @@ def follow(client: JobSubmissionClient, address: str, job: str) -> int:
     """
     from cifar_dist.cluster.threads import InThread
 
+    # In a thread, so that this one only waits, and acts on a signal at once.
     output = InThread(lambda: asyncio.run(_print_output(client, job)))
     with _interruptions() as count:
         asked = False
@@ -123,6 +124,7 @@ def follow(client: JobSubmissionClient, address: str, job: str) -> int:
             f"{_to_follow(address, job)}"
         )
     info = client.get_job_info(job)
+    # The output may end before the job's state does.
     while not info.status.is_terminal():
         time.sleep(LOOK_S)
         info = client.get_job_info(job)
@@ -142,6 +144,8 @@ async def _print_output(client: JobSubmissionClient, job: str) -> None:
         seen = 0
         try:
             async for text in client.tail_job_logs(job):
+                # A new connection sends the output from its beginning: what is shown already is
+                # skipped.
                 new = text[max(shown - seen, 0) :]
                 seen += len(text)
                 shown = max(shown, seen)
@@ -157,6 +161,8 @@ async def _print_output(client: JobSubmissionClient, job: str) -> None:
 def _interruptions() -> Iterator[Any]:
     """Only count signals while this lasts; yields a function that returns their number."""
     seen: list[int] = []
+    # Counted and not raised: an error in the middle of a request would leave open whether the job
+    # was asked to stop.
     before = {
         each: signal.signal(each, lambda number, frame: seen.append(number))
         for each in (signal.SIGINT, signal.SIGTERM)
@@ -178,6 +184,8 @@ def _entrypoint(command: list[str]) -> str:
         names = ", ".join(COMMANDS)
         given = command[0] if command else "nothing"
         raise UserError(f"{given}: is no command to submit; write '-- COMMAND ...' with {names}")
+    # Parsed here too, by the command's own parser: a misspelt flag is refused at once, and not by a
+    # job minutes later.
     name, *words = command
     if name == "evaluate":
         given = path = parse_evaluate(words).model
@@ -235,6 +243,7 @@ def _leave_with(code: int) -> None:
 def _parse(words: list[str]) -> argparse.Namespace:
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> Any:
+            # argparse itself would print its usage of many lines.
             raise UserError(f"{message}; see {COMMAND} --help")
 
     parser = Parser(

@@ -1,4 +1,4 @@
-"""What happens in a trial's process: it trains there, or supervises a Ray Train run.
+"""A trial's process, which trains, or supervises a Ray Train run.
 
 At import this loads neither torch nor Lightning: a trial does when it trains.
 """
@@ -53,7 +53,7 @@ Training = Callable[[TrialWork], Outcome | None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What all trials of a search share."""
+    """The part of a trial's work that all trials of a search share."""
 
     directory: SearchDirectory
     base: TrainConfig
@@ -94,6 +94,8 @@ def ended(work: TrialWork, training: Training) -> dict[str, Any]:
     search that is resumed does not run the trial again.
     """
     run, dataset = work.run, work.config.dataset
+    # Tune restarts a trial whose process died, also where it died after the trial's end: its
+    # summary is then final, and training it again would only cost its time.
     before = run.read_summary()
     if before.get("status") in ("completed", "failed"):
         return {"ended": True, "error": before.get("error"), "lost": False}
@@ -107,6 +109,8 @@ def ended(work: TrialWork, training: Training) -> dict[str, Any]:
         seconds = time.monotonic() - began
         run.write_summary(dataset, "failed", seconds=seconds, error=text)
         return {"ended": True, "error": text, "lost": device_lost(error)}
+    # Written before Tune learns of the end: a kill in between leaves a trial that a resumed search
+    # counts as completed, not one to train again.
     run.write_summary(dataset, "completed", outcome, seconds=time.monotonic() - began)
     return {"ended": True, "error": None, "lost": False}
 
@@ -173,6 +177,7 @@ class SeveralWorkers(tune.Trainable):
         from cifar_dist.cluster.coordinator import make_coordinator
         from cifar_dist.cluster.trainer import train_on_ray
 
+        # On another node the environment may lack `CIFAR_DIST_PLAIN_RAY`.
         ray_internals.follow_driver(plan.ray_internals)
         self._rows: queue.Queue[dict[str, Any]] = queue.Queue()
         self._reported = 0

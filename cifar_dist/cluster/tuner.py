@@ -36,7 +36,7 @@ from cifar_dist.search.trials import TrialTable
 from cifar_dist.storage import delete_folder
 
 RAY_FOLDER = ".ray"
-"""What Ray writes of its own, in the search's directory while the search lasts."""
+"""The folder of Ray's own files, in the search's directory while the search lasts."""
 POLL_S = 0.1
 SLOTS_KNOWN_S = 5
 """How long the number of trials that fit on the cluster is kept before it is counted again."""
@@ -74,8 +74,12 @@ class _Numbered(_OfTheDriver, Searcher):
     def suggest(self, trial_id: str) -> Any:
         if not self._left:
             return Searcher.FINISHED
+        # Tune also asks for trials that would only wait for a place. Drawn when there is room,
+        # Optuna's values take account of all trials that have ended by then.
         if len(self._live) >= self._room():
             return None
+        # Ascending, since ASHA judges a trial only when those of lower number are judged: one that
+        # started early would run beyond its rung while it waits.
         number = self._left.pop()
         drawn = self._suggestions.draw(number)
         self._trial_table.add_trial(number, drawn)
@@ -166,12 +170,12 @@ class _Bookkeeper(_OfTheDriver, tune.Callback):
         self._notify(number)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
-        """A trial whose process died more often than it is restarted."""
+        """Record a trial whose process died more often than it is restarted."""
         number = trial.config["number"]
         if not self._trial_table.finished(number):
             run = self._directory.trial(number)
             run.path.mkdir(parents=True, exist_ok=True)
-            run.write_error(Path(trial.error_file).read_text())  # what Tune noted
+            run.write_error(Path(trial.error_file).read_text())  # Tune's, since the process is dead
             text = (
                 f"its process died {trial.run_metadata.num_failures} times: killed, out of memory, "
                 "or its node was lost; see error.txt in its folder"
@@ -206,6 +210,8 @@ def tidy(directory: SearchDirectory, trial_table: TrialTable, number: int) -> No
     if not trial_table.finished(number):
         return
     run = directory.trial(number)
+    # Up to three are kept a trial, 134 MB each for ResNet-18: a search of hundreds of trials would
+    # fill the disk.
     delete_folder(run.checkpoints)
     if trial_table.stopped(number) and run.read_summary().get("status") != "stopped":
         run.write_summary(
@@ -272,6 +278,8 @@ def run_trials(
                 search_alg=_Numbered(numbers, suggestions, trial_table),
                 scheduler=_InOrderScheduler(trial_table, notify),
                 num_samples=len(numbers),
+                # A warm process saves a trial seconds of imports. The class of trials with several
+                # workers has no `reset_config`, which reuse requires.
                 reuse_actors=config.workers == 1,
                 trial_name_creator=lambda trial: trial_id(trial.config["number"]),
                 trial_dirname_creator=lambda trial: trial_id(trial.config["number"]),
@@ -324,6 +332,8 @@ def _follow(
             began = time.monotonic()
             trial_table.write(directory)
             ended_at = time.monotonic()
+            # The next write waits in proportion to what this one took: the tables grow with the
+            # search, and a fixed interval would let them take ever more of the driver's time.
             write_next, changed = ended_at + (ended_at - began) / WRITING_SHARE, False
 
 

@@ -55,6 +55,8 @@ RANGES: Ranges = [
     ),
     (
         "name",
+        # It becomes a folder, a part of an object's key and a word of the commands that are
+        # printed: no slash, no space, and no leading hyphen, which would be read as a flag.
         lambda v: v is None or re.fullmatch(r"[A-Za-z0-9][\w.=+-]{0,199}", v, re.ASCII),
         "letters, digits and . _ - + = only, the first a letter or digit",
     ),
@@ -86,6 +88,8 @@ def _check_workers(config: TrainConfig) -> None:
         raise UserError(
             f"--num-workers {config.num_workers}: a range is MIN:MAX, 1 <= MIN <= MAX, e.g. 1:4"
         )
+    # Batch normalisation needs two images on each worker: where a layer's output is one pixel, a
+    # single image has no variance, and torch raises.
     if config.batch_size < 2 * most:
         raise UserError(
             f"--batch-size {config.batch_size}: {most} workers need at least 2 images each, "
@@ -145,6 +149,8 @@ def _check_warmup(config: TrainConfig) -> None:
             f"--warmup-epochs {config.warmup_epochs:g}: --schedule {config.schedule} has no "
             f"warm-up; choose another --schedule ({others}), or omit --warmup-epochs"
         )
+    # Compared in epochs, as they are given: the number of steps is known only once the data are
+    # read.
     if config.warmup_epochs >= config.max_epochs:
         raise UserError(
             f"--warmup-epochs {config.warmup_epochs:g}: must be below --max-epochs "

@@ -53,6 +53,7 @@ def read_rows(text: str) -> list[dict[str, Any]]:
 
 
 def _value(name: str, text: str | None) -> float | None:
+    # Empty in a file, e.g. for a column that came later.
     if not text:
         return None
     return int(text) if COLUMNS.about(name).whole else float(text)

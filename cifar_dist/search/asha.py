@@ -31,7 +31,7 @@ class Cut:
     value: float
     """The trial's best value up to there."""
     cutoff: float
-    """What it would have had to reach."""
+    """The value that it would have had to reach."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class _Rung:
 
 
 class InOrder:
-    """Judges trials at rungs, in the order of their numbers, as their values come in.
+    """Judge of trials at rungs, in the order of their numbers, as their values come in.
 
     Args:
         grace_period: epochs of the first rung.
@@ -62,6 +62,7 @@ class InOrder:
         mode: Literal["max", "min"] = "max",
     ) -> None:
         self.reduction_factor = reduction_factor
+        # Losses are negated, so that higher is better in all comparisons below.
         self._sign = 1.0 if mode == "max" else -1.0
         self._rungs = [
             _Rung(epoch) for epoch in rung_epochs(grace_period, reduction_factor, max_epochs)
@@ -83,6 +84,8 @@ class InOrder:
         if epoch <= len(best):
             return
         assert epoch == len(best) + 1, f"trial {trial}: epoch {epoch} after {len(best)}"
+        # Comparisons with NaN are false: it would never be below a cut, and a trial that diverged
+        # would continue.
         signed = self._sign * value if math.isfinite(value) else -math.inf
         best.append(max(best[-1], signed) if best else signed)
         self._judge()
@@ -106,6 +109,8 @@ class InOrder:
             return False  # it may still turn out to be stopped before
         best = self._best.get(trial, [])
         if len(best) < rung.epoch:
+            # A trial that failed before this rung is passed over: waiting for it would keep all
+            # trials of higher number undecided.
             return trial in self._ended
         value = best[rung.epoch - 1]
         if rung.values:
@@ -113,6 +118,7 @@ class InOrder:
             cutoff = float(np.percentile(rung.values, (1 - 1 / self.reduction_factor) * 100))
             if value < cutoff:
                 self.cuts[trial] = Cut(rung.epoch, self._sign * value, self._sign * cutoff)
+        # With infinite values among them the percentile could be -inf or NaN, and stop nobody.
         if math.isfinite(value):
             rung.values.append(value)
         return True
@@ -123,6 +129,7 @@ def rung_epochs(grace_period: int, reduction_factor: float, max_epochs: int) -> 
     epochs: list[int] = []
     reached = float(grace_period)
     while math.ceil(reached) < max_epochs:
+        # With a factor near 1 several rungs fall on one epoch, where a trial would be judged twice.
         if math.ceil(reached) not in epochs:
             epochs.append(math.ceil(reached))
         reached *= reduction_factor

@@ -57,6 +57,7 @@ class SearchDirectory(Directory):
 
     def discard(self) -> None:
         """Delete the directory of a search that never began, so that its name is free again."""
+        # Once trials have begun the folder holds work, also where a refusal ends the command.
         if not self.trials_folder.exists():
             delete_folder(self.path)
 
@@ -115,6 +116,8 @@ class SearchDirectory(Directory):
 
     def write_config(self, config: TuneConfig) -> None:
         """Write every setting to ``config.yaml``."""
+        # The name is the directory's and --resume a word of one command: neither is a setting for
+        # whoever starts another search from this file.
         written = config.replace(train=config.train.replace(resume=False, name=None))
         write_atomically(self.config_file, written.to_yaml().encode())
 

@@ -27,7 +27,7 @@ Status = Literal["completed", "stopped", "failed", "unfinished"]
 
 @dataclass
 class Trial:
-    """What is known of a trial."""
+    """The record of a trial."""
 
     number: int
     """From 0, in the order in which trials start."""
@@ -64,6 +64,8 @@ class TrialTable:
             if config.scheduler == "asha"
             else None
         )
+        # Tune's thread adds rows while the driver's thread writes the tables; reentrant, since the
+        # methods below call each other.
         self._lock = threading.RLock()
 
     def add_trial(self, number: int, drawn: Mapping[str, Any]) -> None:
@@ -96,6 +98,8 @@ class TrialTable:
                 run = directory.trial(number)
                 rows = run.read_metrics()
                 summary = run.read_summary()
+                # Rows before the end: a trial that has ended is taken to reach no further rung, and
+                # would be passed over where it was judged.
                 for row in rows:
                     self.add_row(number, row)
                 trial.started = bool(rows)
@@ -145,6 +149,8 @@ class TrialTable:
             return None if self._asha is None else self._asha.cuts.get(number)
 
     def _status(self, trial: Trial) -> Status:
+        # Before its end is looked at: a trial may reach its last epoch before those of lower number
+        # allow a decision, and is stopped all the same.
         if self._cut(trial.number) is not None:
             return "stopped"
         if trial.ended:
@@ -218,8 +224,11 @@ class TrialTable:
         """Return a row a trial."""
         with self._lock:
             frame = pd.DataFrame([self.row(number) for number in sorted(self._trials)])
+        # Nullable integers: a trial without an epoch would turn the column into floats.
         frame["best_epoch"] = frame["best_epoch"].astype("Int64")
         for name in {"val_accuracy", "val_loss", self.config.metric}:
+            # A column of None alone would have the type object, and in Parquet another one than in
+            # a search whose trials have values.
             frame[name] = frame[name].astype("float64")
         for name in self.space.domains:
             frame[name] = _one_type(frame[name])
@@ -235,6 +244,7 @@ class TrialTable:
                 for number, trial in sorted(self._trials.items())
                 for row in self._counted(trial)
             ]
+        # Named, so that a search without an epoch has the columns too.
         return pd.DataFrame(rows, columns=["trial_id", *METRICS])
 
     def best(self) -> int | None:
@@ -276,6 +286,8 @@ class TrialTable:
 
     def write(self, directory: SearchDirectory) -> pd.DataFrame:
         """Write the tables and ``best.yaml``, and return the table of trials."""
+        # `best.yaml` comes last: after a kill it may be one write old, but names a trial that the
+        # tables have.
         table, history = self.table(), self.history()
         write_atomically(directory.trials_csv, table.to_csv(index=False).encode())
         write_atomically(directory.trials_parquet, _parquet(table))
@@ -288,6 +300,7 @@ class TrialTable:
 
 
 def _seconds(rows: list[dict[str, Any]]) -> float:
+    # None in the rows of a version that had no such column.
     return sum(float(row["seconds"] or 0) for row in rows)
 
 
@@ -297,6 +310,7 @@ def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:
     numbers = all(
         isinstance(value, int | float) and not isinstance(value, bool) for value in values
     )
+    # Parquet refuses a column of several types, true and 2 among them.
     if numbers or len({type(value) for value in values}) <= 1:
         return column
     return column.map(lambda value: None if value is None else str(value))
