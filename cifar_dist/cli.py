@@ -71,6 +71,8 @@ def parse_tune(words: Sequence[str]) -> TuneConfig:
     defaults = _unchecked(TuneConfig, {**own, "train": trials})
     names = ["config", *tune_setting_names(), *setting_names()]
     parsed = _parse(words, _Tune, "tune", names, _Tune(settings=defaults))
+    # From the words themselves: a parsed config does not show whether a value was typed or is the
+    # default.
     typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words}
     fixed = tuple(name for name in setting_names() if typed & {name, f"no_{name}"})
     return parsed.settings.replace(fixed=fixed)
@@ -152,7 +154,7 @@ def _resumed(early: argparse.Namespace) -> tuple[str, str]:
         if (value := getattr(early, name)) is not None:
             raise UserError(
                 f"--{name} {value}: --resume keeps the settings that the run was started with; "
-                f"leave --{name} out"
+                f"omit --{name}"
             )
     if early.name is None:
         raise UserError("--resume: say which run to resume, --name NAME")
@@ -172,21 +174,25 @@ def _from_file(
     if early.preset in PRESETS and PRESETS[early.preset].keys() <= settings.keys():
         raise UserError(
             f"--preset {early.preset}: {early.config} sets everything that it would; "
-            "leave one of them out"
+            "omit one of them"
         )
     return settings
 
 
 def _before_the_rest(words: Sequence[str]) -> argparse.Namespace:
     """Return the flags that decide what the other flags' defaults are."""
+    # By default argparse completes abbreviations: --pre would be a preset here, and then be refused
+    # as unknown by the whole parser.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "preset", "name", "storage-path"):
+        # A flag without its value is none of this parser's business: the whole one refuses it in
+        # one line.
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="?")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=False)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             return parser.parse_known_args(list(words))[0]
-    except SystemExit:  # e.g. --resume=yes: the whole parser says what is wrong
+    except SystemExit:  # e.g. --resume=yes: the whole parser reports what is wrong
         return argparse.Namespace(
             config=None, preset=None, name=None, storage_path=None, resume=False
         )
@@ -194,6 +200,7 @@ def _before_the_rest(words: Sequence[str]) -> argparse.Namespace:
 
 @dataclasses.dataclass(frozen=True)
 class _Train:
+    # Its docstring is what --help prints as the command's description.
     """Train an image classifier with DDP workers under Ray."""
 
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -232,12 +239,14 @@ def _parse(
                 prog=f"python -m cifar_dist.{command}",
                 args=list(words),
                 default=tyro.MISSING_NONPROP if defaults is None else defaults,
+                # Returned, so that the message can suggest the nearest known flag.
                 return_unknown_args=True,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
             )
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
+        # tyro prints a box of many lines; a refusal is one line.
         raise UserError(_first_sentence(said.getvalue())) from None
     if unknown:
         name = unknown[0].split("=")[0]
@@ -266,10 +275,12 @@ def run_command(command: Callable[[list[str]], None]) -> NoReturn:
     The exit code says what came of it: 0 done; 1 the run failed; 2 bad usage, configuration
     or data, one line on standard error; 130 interrupted.
     """
+    # Before the command, which loads modules for seconds: a signal then ends it with 130, too.
     interrupt_on_signals()
     try:
         command(sys.argv[1:])
     except (UserError, StoreError) as error:
+        # A library's part of the message may have several lines.
         _leave(2, f"error: {' '.join(str(error).split())}")
     except RunFailed as error:
         _leave(1, f"error: {error}")
@@ -279,6 +290,7 @@ def run_command(command: Callable[[list[str]], None]) -> NoReturn:
 
 
 def _leave(code: int, message: str | None = None) -> NoReturn:
+    # Flushed first, so that in a file that takes both streams the error comes last.
     sys.stdout.flush()
     if message is not None:
         print(message, file=sys.stderr)

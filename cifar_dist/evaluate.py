@@ -35,14 +35,14 @@ HARDEST = 24
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What `evaluate` returns."""
+    """The result of `evaluate`."""
 
     weights_file: AnyPath
     dataset: str
     split: str
     scores: Scores
     folder: AnyPath | None
-    """Where ``evaluation-<split>.json`` and ``.csv`` were written, and, on a disk, the hardest
+    """Folder of ``evaluation-<split>.json`` and ``.csv``, and, on a disk, of the hardest
     images, in ``hardest-<split>/``."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,6 +63,7 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
         UserError: no such model, bad weights or data, or too few resources.
         RunFailed: a worker failed, or a file cannot be written.
     """
+    # Checked first: a misspelt run is refused before the data set is decoded or downloaded.
     file = weights_file(config)
     trained = with_absolute_paths(
         trained_config(
@@ -91,6 +92,7 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
 
     from cifar_dist.training.torchmetrics_alone import load_torchmetrics_alone
 
+    # Before the next import, which would load SciPy and matplotlib along with torchmetrics.
     load_torchmetrics_alone()
     from cifar_dist.inference.scores import score
 
@@ -123,6 +125,7 @@ def _logits(
     from cifar_dist.cluster.resources import have_resources
     from cifar_dist.cluster.session import session
 
+    # The weights go along as bytes: their file may lie on the driver's disk alone.
     work = Work(
         trained, dataset.fingerprint, where, save(read_weights(where)), config.split,
         config.batch_size,
@@ -154,11 +157,14 @@ def _write_hardest(
     from PIL import Image
 
     labels = images.labels[members]
+    # By the logarithm, in float64 as the scores: probabilities that round to 0 would tie, and the
+    # order of the hardest images would be that of the data set.
     log_probabilities = torch.from_numpy(logits).double().log_softmax(dim=1).numpy()
     found = log_probabilities[range(len(labels)), labels]
     into = folder / f"hardest-{split}"
     delete_folder(into)  # from an earlier evaluation, maybe of other weights
     into.mkdir()
+    # Stable, so that images with the same logits are named alike in every evaluation.
     for place, number in enumerate(found.argsort(kind="stable")[:HARDEST], start=1):
         pixels = images.images[members[number]].transpose(1, 2, 0)
         name = re.sub(r"[^\w.+-]+", "_", classes[labels[number]])  # it may hold a slash

@@ -1,4 +1,4 @@
-"""What happens in a run or a search, as typed events.
+"""The typed events of a run or a search.
 
 A run sends `Plan`, `Waiting`, `Started`, `WorkersLost`, `Warned`, `StepDone` and `EpochDone`; a
 search sends `SearchPlan`, `Waiting`, `Warned` and `TrialUpdated`. `WorkerRaised` and `Fatal` go
@@ -28,7 +28,7 @@ class Plan(Event):
     max_epochs: int
     steps_per_epoch: int
     lines: Sequence[str]
-    """What will run, and where, formatted for display."""
+    """Work and place of the run, formatted for display."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SearchPlan(Event):
     metric: str
     mode: Literal["max", "min"]
     lines: Sequence[str]
-    """What will run, and where, formatted for display."""
+    """Work and place of the search, formatted for display."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class StepDone(Event):
     """1-based."""
     step: int
     """Of the epoch, 1-based."""
+    # Of rank 0 alone, since values of all ranks would cost a collective at every step.
     loss: float
     """Of this step, on rank 0."""
     accuracy: float
@@ -118,7 +119,7 @@ class TrialUpdated(Event):
     value: float | None
     """The search's metric at the best epoch."""
     seconds: float
-    """What its epochs took, those too that do not count."""
+    """Time of its epochs, those too that do not count."""
     reason: str | None
     """Why it did not reach its last epoch, where that is no error."""
     error: str | None
@@ -184,7 +185,7 @@ answer at the same step."""
 
 
 def ignore(event: Event) -> None:
-    """A listener that does nothing."""
+    """Ignore an event, as the listener where nobody watches."""
 
 
 def always_continue(step: int) -> Order:

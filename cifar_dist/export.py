@@ -26,7 +26,7 @@ BATCH_SIZE = 250
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` returns."""
+    """The result of `export`."""
 
     file: AnyPath
     image_shape: tuple[int, int, int]
@@ -54,6 +54,8 @@ def export(config: ExportConfig) -> Exported:
     from cifar_dist.inference.model import model_of
     from cifar_dist.inference.sharded import batched_logits
 
+    # In float32 on the CPU, whatever the run used: bfloat16's rounding alone would exceed the
+    # tolerance.
     model, about = model_of(config, use_gpu=False, precision="32")
     trained = with_absolute_paths(trained_config(config))
     dataset = prepare(trained.dataset, find_source(trained.dataset, str(trained.data_dir)))
@@ -68,8 +70,10 @@ def export(config: ExportConfig) -> Exported:
     largest = float(np.abs(ours - theirs).max())
     same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
     source = weights_file(config)
+    # Not `with_suffix`, which a path in an object store lacks.
     default = source.with_name(source.name.rpartition(".")[0] + SUFFIXES[config.format])
     file = at(config.output) if config.output else default
+    # This way round, since every comparison with NaN is false and such a file must not be kept.
     if not largest <= TOLERANCE:
         raise RunFailed(
             f"{file}: was not written: its logits differ from the model's by up to {largest:.2g}"

@@ -58,12 +58,16 @@ def predict(config: PredictConfig, listener: Listener = ignore) -> Iterator[Pred
     """
     from cifar_dist.inference.model import model_of
 
+    # A generator would load the model at the first image: returned from a function, a bad model is
+    # refused at the call.
     return _predictions(config, *model_of(config, listener, use_gpu=config.use_gpu))
 
 
 def _predictions(
     config: PredictConfig, model: TrainedModel, about: DatasetInfo
 ) -> Iterator[Prediction]:
+    # Threads suffice, since Pillow decodes without the interpreter's lock; a batch at a time, so
+    # that a folder of any size takes the memory of one.
     with ThreadPoolExecutor() as pool:
         for inputs in _chunks(_inputs(config.images), config.batch_size):
             read = list(pool.map(lambda each: _read(each[1], about), inputs))
@@ -111,6 +115,8 @@ def _inputs(words: Iterable[str]) -> Iterator[tuple[str, Path | bytes]]:
 
 def _from_standard_input(content: bytes) -> Iterator[tuple[str, Path | bytes]]:
     """Yield an image, or the images whose names standard input holds."""
+    # Only the first line decides: an image's bytes are no file's name, and a missing file among
+    # many names is reported as such. Strict decoding would raise for an image.
     lines = content.splitlines()
     if all(Path(line.decode(errors="replace")).exists() for line in lines[:1]) and lines:
         yield from ((name, Path(name)) for name in map(bytes.decode, lines) if name)
@@ -151,6 +157,8 @@ def main(words: list[str]) -> None:
     for prediction in predictions:
         if prediction.error is not None:
             wrong += 1
+            # One bad file among thousands does not end the command; the exit code shows it at the
+            # end.
             print(f"error: {prediction.image}: {prediction.error}", file=sys.stderr)
             continue
         done += 1

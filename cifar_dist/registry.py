@@ -1,4 +1,4 @@
-"""The doors: what may be named in a setting, and where it is.
+"""The registries: names that settings may have as values, and the code that each stands for.
 
 An addition is one file (or one function) and one line here. Names are known without loading what
 they stand for, so that ``--help`` and every refusal stay quick; nothing here imports the modules
@@ -33,6 +33,8 @@ class Registry(Mapping[str, Any]):
         Workers of a cluster are processes of their own: what they are to find too belongs into
         this file.
         """
+        # A name that is replaced keeps its place in the order, which is that of the columns of
+        # ``metrics.csv``.
         self._places.setdefault(name, "")
         self._loaded[name] = entry
 
@@ -55,7 +57,7 @@ class Registry(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an object is; subclasses add what must be known of it without loading it."""
+    """The place of an object; subclasses add facts that are known without loading it."""
 
     place: str = ""
     """``module:attribute``"""

@@ -33,12 +33,12 @@ EVALUATE = ("python", "-m", "cifar_dist.evaluate")
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` returns."""
+    """The result of `train`."""
 
     run: RunDirectory
     outcome: Outcome
     summary: dict[str, Any]
-    """What ``summary.json`` holds."""
+    """The content of ``summary.json``."""
 
 
 def train(config: TrainConfig, listener: Listener = ignore, command: str | None = None) -> Trained:
@@ -52,7 +52,7 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
     Raises:
         UserError: bad configuration or data, or too few resources; a new run leaves nothing.
         RunFailed: the run failed after its restarts.
-        Interrupted: the process was asked to stop; what is needed to go on is saved.
+        Interrupted: the process was asked to stop; what is needed to resume is saved.
     """
     began = time.monotonic()
     counter = RestartCounter(listener)
@@ -69,10 +69,12 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
     try:
         outcome = _run(config, run, counter, {"command": command, "git_commit": git_commit()})
     except UserError:
+        # A refused resume changes nothing on disk.
         if not config.resume:
             run.discard()
         raise
     except (Interrupted, KeyboardInterrupt):
+        # Both errors, since in a notebook no handler of ours turns Ctrl-C into `Interrupted`.
         summarise("interrupted")
         raise Interrupted(f"interrupted; {to_resume}") from None
     except RunFailed as error:
@@ -80,8 +82,9 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
             summarise("failed")
             if config.report:
                 leave_report(run, listener)
-        if isinstance(error, Diverged):  # going on as before would end there again
+        if isinstance(error, Diverged):  # resumed as it is, it would end there again
             to_resume += " --on-nonfinite skip"
+        # Of the same type, by which callers distinguish a run that diverged.
         raise type(error)(f"{error}\n{to_resume}") from error
     trained = Trained(run, outcome, summarise("completed", outcome))
     if config.report:
@@ -96,6 +99,7 @@ def _run(
     from cifar_dist.data.cache import CachedDataset, prepare
     from cifar_dist.data.datasets import find_source
 
+    # Network and data are checked before Ray starts, which takes seconds and would delay a refusal.
     check_network(config)
     source = find_source(config.dataset, str(config.data_dir))
     check_image_side(config, source.image_side())
@@ -180,7 +184,7 @@ def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> P
 
 
 def _arithmetic(config: TrainConfig) -> str:
-    """What a GPU computes convolutions in."""
+    """Return the arithmetic of a GPU's convolutions."""
     if config.precision == "32":
         return "TF32" if config.tf32 else "float32"
     return {"bf16-mixed": "bf16", "16-mixed": "fp16"}[config.precision]
@@ -214,12 +218,13 @@ def _next_run(config: TrainConfig, run: RunDirectory, more: str) -> str:
 
 
 def main(words: list[str]) -> None:
-    """Parse, train, and print what came of it."""
+    """Parse, train, and print the results."""
     config = parse_train(words)
     display = Display(sys.stdout)
     try:
         trained = train(config, display, command=shlex.join([*COMMAND.split(), *words]))
     finally:
+        # Else the error or the result would be written into the live line.
         display.close()
     for line in _results(trained, config):
         display.line(line)

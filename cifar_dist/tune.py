@@ -37,13 +37,13 @@ COMMAND = "python -m cifar_dist.tune"
 
 @dataclass(frozen=True)
 class Searched:
-    """What `search` returns."""
+    """The result of `search`."""
 
     directory: SearchDirectory
     table: pd.DataFrame
-    """What ``trials.csv`` holds: a row a trial."""
+    """The content of ``trials.csv``: a row a trial."""
     summary: dict[str, Any]
-    """What ``summary.json`` holds."""
+    """The content of ``summary.json``."""
 
 
 def tune(
@@ -74,7 +74,7 @@ def search(
         UserError: bad configuration, space or data, or too few resources; a new search leaves
             nothing.
         RunFailed: every trial failed.
-        Interrupted: the process was asked to stop; what is needed to go on is saved.
+        Interrupted: the process was asked to stop; what is needed to resume is saved.
     """
     began = time.monotonic()
     config = config.replace(train=with_absolute_paths(config.train))
@@ -85,6 +85,7 @@ def search(
         space.check(config.trial_base)
         trial_table, suggestions = _trial_table(config, space, directory)
     else:
+        # All draws are made and checked before the directory exists, so that a refusal leaves none.
         space = searched_space(config)
         trial_table, suggestions = _trial_table(config, space)
         directory = SearchDirectory.create(config, space)
@@ -119,6 +120,7 @@ def search(
         leave_report(directory, listener)
     if searched.summary["failed"] == len(searched.table):
         first = searched.table["error"].iloc[0]
+        # Raised last: the tables, which hold every trial's error, are written by then.
         raise RunFailed(
             f"all {len(searched.table)} trials failed, the first with: {first}; "
             f"their tracebacks are in {shown(directory.trials_folder)}"
@@ -129,7 +131,7 @@ def search(
 def _trial_table(
     config: TuneConfig, space: Space, resumed: SearchDirectory | None = None
 ) -> tuple[TrialTable, Optuna | None]:
-    """What is known of the trials, and where their values come from."""
+    """Return the record of the trials, and Optuna where it suggests their values."""
     from cifar_dist.search.suggestions import Optuna, drawn_values
     from cifar_dist.search.trials import TrialTable
 
@@ -146,16 +148,19 @@ def _trial_table(
     optuna = Optuna(config, space, trial_table)
     for number in drawn:
         if trial_table.finished(number):
-            optuna.report(number, trial_table.row(number))
+            # In the order of numbers, so that a search that is resumed twice gives Optuna the same
+            # history.
+            optuna.observe(number, trial_table.row(number))
     return trial_table, optuna
 
 
 def _suggested_before(directory: SearchDirectory, space: Space) -> dict[int, dict[str, Any]]:
-    """What trials were given in a search that is resumed, by number."""
+    """Return the values that trials of a resumed search were given, by number."""
     found = {}
     folders = directory.trials_folder.glob("t*")
     for number in sorted(int(folder.name.removeprefix("t")) for folder in folders):
         file = directory.trial(number).config_file
+        # A kill may come between a trial's folder and its config.
         if file.is_file():
             settings = read_settings(file)
             found[number] = {name: settings[name] for name in space.domains}
@@ -184,9 +189,11 @@ def _run(
         check_network(trial)
     source = find_source(base.dataset, str(base.data_dir))
     image_side = source.image_side()
+    # Checked again, now that the images' size is known.
     trial_table.space.check(base, image_side)
     for trial in _configs(config, trial_table):
         check_image_side(trial, image_side)
+    # Nothing is left to run, so Ray is not started.
     if not left:
         return
 
@@ -196,7 +203,7 @@ def _run(
     with session(config.train.verbose) as where:
         have_resources(base, listener, TUNE_FLAGS)
         check_shared(directory.path)
-        # Behind the check, since it loads Ray Tune: what is refused is refused seconds earlier.
+        # Imported after the checks: Ray Tune takes seconds to load, which would delay a refusal.
         from cifar_dist.cluster.trials import train_here
         from cifar_dist.cluster.tuner import run_trials, slots, tidy
 
@@ -206,6 +213,7 @@ def _run(
             dataset.check_batches(trial.batch_size, config.workers)
         for number in numbers:
             if number not in left:
+                # A driver that was killed may have left checkpoints of trials that had ended.
                 tidy(directory, trial_table, number)
             elif directory.trial(number).started_with_fingerprint() not in (
                 None,
@@ -215,6 +223,7 @@ def _run(
                     f"--data-dir {base.data_dir}: holds other data than the search was started "
                     "with; name the folder that it was started with"
                 )
+        # Only now, when nothing refuses the search any more: a refused resume changes nothing.
         directory.write_config(config)
         listener(_plan(config, directory, trial_table, dataset, where, len(left), slots(config)))
         run_trials(
@@ -224,7 +233,8 @@ def _run(
 
 
 def _configs(config: TuneConfig, trial_table: TrialTable) -> list[TrainConfig]:
-    """The trials' configs, as far as they are known beforehand."""
+    """Return the trials' configs, as far as they are known beforehand."""
+    # With Optuna nothing is drawn yet: then the settings that trials share are checked alone.
     drawn = [trial_table.drawn(number) for number in trial_table.numbers()]
     return [trial_table.trial_config(each) for each in drawn if each is not None] or [
         config.trial_base
@@ -301,7 +311,7 @@ def _results(searched: Searched, config: TuneConfig) -> list[str]:
 
 
 def main(words: list[str]) -> None:
-    """Parse, search, and print what came of it."""
+    """Parse, search, and print the results."""
     config = parse_tune(words)
 
     from cifar_dist.terminal.search import SearchDisplay

@@ -1,4 +1,4 @@
-"""What a job is sent with: the code, and what it depends on."""
+"""A job's runtime environment: the code, and the packages that it depends on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEFT_HERE = [
     ".git/", ".venv/", "venv/", "env/", "/data/", "/runs/", "__pycache__/", "*.egg-info/",
     ".*_cache/", "*.parquet", "*.safetensors", "*.ckpt", "*.whl",
 ]  # fmt: skip
-"""Not sent, as a .gitignore has it; what .gitignore files name is left out besides."""
+"""Not sent, in the syntax of a .gitignore; files that .gitignore files name are omitted besides."""
 STOP_TIMEOUT_S = 180
 """How long a job that is asked to stop may take to save its checkpoint before it is killed."""
 
@@ -48,7 +48,9 @@ def runtime_env(folder: Path, tool: str | None) -> dict[str, Any]:
 
 
 def dependencies() -> list[str]:
-    """This machine's versions of the project's dependencies, but for Ray, which a cluster has."""
+    """Return this machine's versions of the dependencies, but for Ray, which a cluster has."""
     required = [Requirement(line) for line in requires("cifar-dist") or []]
+    # Those with a marker belong to extras. A local version, such as 2.15.0+cpu, is not on the
+    # package index, and its installation would fail on every node.
     names = [each.name for each in required if each.name != "ray" and not each.marker]
     return [f"{name}=={version(name).split('+')[0]}" for name in names]

@@ -150,7 +150,7 @@ def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
     assert re.search(
         r"--num-workers 4: needs 4 x \(1 CPU, 1 GPU\), and the cluster has \d+ CPU, 0 GPU", said
     )
-    assert "leave out --use-gpu" in said
+    assert "omit --use-gpu" in said
     assert not list((tmp_path / "runs").iterdir())
 
 

@@ -12,6 +12,8 @@ from ray.train import UserCallback, WorkerGroupError
 
 from cifar_dist.events import WorkersLost
 
+# A global, since Ray reaches a worker only by calling a function in its process: whatever object
+# trained there is out of reach.
 _ended_well = False
 """In a worker's process: whether its training function has returned."""
 
@@ -28,7 +30,7 @@ def has_ended_well() -> bool:
 
 
 class ReportFailures(UserCallback):
-    """Reports failures to the driver with nothing but Ray's public API.
+    """Callback that reports failures to the driver with Ray's public API alone.
 
     Args:
         coordinator: the run's.
@@ -41,6 +43,8 @@ class ReportFailures(UserCallback):
         self._failures_left = max_failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        # The failure after the last restart ends the run, which the driver reports with its cause:
+        # sent as a loss it would be counted as a restart that never came.
         if self._failures_left > 0:
             self._failures_left -= 1
             message = f"{name_workers(worker_exceptions)} failed"

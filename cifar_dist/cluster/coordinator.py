@@ -39,6 +39,8 @@ class _Request:
         if start != self.start:  # new workers, after a failure
             self.start, self.passed, self.at = start, {}, None
         others = [passed + 1 for other, passed in self.passed.items() if other != rank]
+        # Decided once: a rank that asks later must find the same step, or it would save at another
+        # one than the ranks that have already been answered.
         if self.at is None and len(others) == world_size - 1:
             self.at = max([step, *others])
         if step == self.at:
@@ -47,9 +49,11 @@ class _Request:
         return Order.CONTINUE
 
 
+# No CPU: by default an actor is placed only where one is free, and the workers of other trials may
+# hold all of them until their trials end.
 @ray.remote(num_cpus=0)
 class Coordinator:
-    """Carries events from rank 0 to the driver, and orders from the driver to all ranks.
+    """Actor that carries events from rank 0 to the driver, and orders from the driver to all ranks.
 
     In a trial it also holds every rank at an epoch's end until the scheduler has decided.
 
@@ -70,6 +74,8 @@ class Coordinator:
     async def put(self, event: Event) -> None:
         """Add an event."""
         if isinstance(event, Fatal):
+            # Kept outside the events, which `take` empties: Ray restarts workers after any error,
+            # and the new ones ask for it in order to end before they train.
             self._fatal = event.error
         async with self._changed:
             self._events.append(event)
@@ -83,6 +89,8 @@ class Coordinator:
         """Return all events since the last call, in order; waits for one, or for `wake`."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._events or self._woken)
+        # Nothing suspends between the read and the reset, so no event can be added in between and
+        # lost.
         taken, self._events, self._woken = self._events, [], False
         return taken
 
@@ -112,6 +120,8 @@ class Coordinator:
             The request's number.
         """
         async with self._changed:
+            # An open stop is never replaced: a node's notice that comes after an interruption would
+            # turn it into a save, and the run would continue.
             if self._request is None or self._request.order is not Order.STOP:
                 self._requests += 1
                 self._request = _Request(self._requests, order)
@@ -183,9 +193,12 @@ class Events:
             ray.exceptions.RayError: the coordinator is lost.
         """
         events: list[Event] = []
+        # Only the pending call is looked at: a new one for each look would wake the coordinator's
+        # process several times a second, on cores that train.
         if ray.wait([self._coming], timeout=0)[0]:
             events += self._arrived()
         if last:
+            # Without it the pending call would wait for an event that nobody is left to send.
             self._coordinator.wake.remote()
             events += self._arrived()
         return events
@@ -212,6 +225,8 @@ class RequestListener:
         self._notified = threading.Event()
         self._handled = 0
         self._saved: int | None = None
+        # A daemon, since it sits in a call that may never return and must not keep the worker's
+        # process from ending.
         threading.Thread(target=self._wait, daemon=True).start()
 
     def ask(self, step: int) -> Order:
@@ -228,12 +243,16 @@ class RequestListener:
             if order is Order.CONTINUE:  # not yet: asked again after the next step
                 return order
             self._saved = self._handled
+        # Cleared before the next thread starts: that one may be notified at once, and its request
+        # would be lost.
         self._notified.clear()
         threading.Thread(target=self._wait, daemon=True).start()
         return Order.CONTINUE if answer is None else order
 
     def close(self) -> None:
         """Close the open request: training has ended, and nothing more will be saved for it."""
+        # A request that came after the last step was never handled, and has a higher number. Left
+        # open, it would hold up a resize for `SAVE_BEFORE_RESIZE_S`.
         self._coordinator.complete.remote(self._saved or self._handled + 1)
 
     def _wait(self) -> None:

@@ -36,12 +36,15 @@ def logits_on_ray(work: Work) -> NDArray[np.float32]:
         UserError: a worker's node has no such data, or no GPU.
         RunFailed: a worker failed, and so did the retries of its task.
     """
+    # Stored once: passed by value, the weights would be stored again for each worker's task.
     given = ray.put(work)
     reserved = worker_resources(work.config)
     task = ray.remote(num_cpus=reserved["CPU"], num_gpus=reserved.get("GPU", 0))(_share)
     world_size = work.config.max_workers
     parts = [task.remote(given, rank, world_size) for rank in range(world_size)]
     try:
+        # By rank, in whichever order the tasks end: a rank's batches follow those of the rank
+        # before, so the rows line up with the split's images.
         return np.concatenate(ray.get(parts))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):

@@ -3,11 +3,11 @@
 They are used with the versions of Ray that they were tested with. With any other version, and where
 ``CIFAR_DIST_PLAIN_RAY=1`` is set, each function falls back to the public API: results are the same
 bits, runs start more slowly, and what a docstring names after "Lost without" is missing.
-
-Ray's private modules are imported inside functions, so that this module loads with any version, and
-so is Ray Train, for which a process that only connects to a cluster would wait seconds. Therefore
-classes that extend Ray's are local; they are pickled by value.
 """
+
+# Ray's private modules are imported inside functions, so that this module loads with any version,
+# and so is Ray Train, for which a process that only connects to a cluster would wait seconds.
+# Therefore classes that extend Ray's are local; they are pickled by value.
 
 from __future__ import annotations
 
@@ -70,17 +70,18 @@ def _warn_untested(version: str) -> None:
 
 @contextlib.contextmanager
 def lean_cluster(log_monitor: bool) -> Iterator[None]:
-    """Skip processes that are of no use to a cluster that is started while this lasts.
+    """Start a cluster, while this lasts, without autoscaler and, as asked, without log monitor.
 
-    They are the autoscaler, which has no machines to add, and what passes on workers' output where
-    ``log_monitor`` is set. Each takes a second of processor time to start, and interrupts training
-    steps for as long as it lasts. Joining a cluster is not affected.
+    Joining a cluster is not affected.
     """
     if not enabled():
         yield
         return
     from ray._private import parameter
 
+    # The autoscaler has no machines to add here, and without --verbose nobody reads what the log
+    # monitor passes on. Each takes a second of processor time to start, and interrupts training
+    # steps for as long as it lasts.
     complete = parameter.RayParams
     without: dict[str, Any] = {"no_monitor": True}
     if log_monitor:
@@ -95,9 +96,9 @@ def lean_cluster(log_monitor: bool) -> Iterator[None]:
 def forbid_auto_connect() -> None:
     """Keep a thread that outlives its connection from starting a cluster with its next call.
 
-    An interruption may leave one. Lost without: only ``RAY_ENABLE_AUTO_CONNECT=0``, set before Ray
-    is imported, does the same.
+    Lost without: only ``RAY_ENABLE_AUTO_CONNECT=0``, set before Ray is imported, does the same.
     """
+    # An interruption may leave such a thread, which still waits for the run's end.
     if enabled():
         from ray._private import auto_init_hook
 
@@ -150,10 +151,6 @@ def try_token(address: str) -> None:
 def autoscales() -> bool:
     """Return whether nodes are added to the cluster that this process is connected to, on demand.
 
-    Ray's autoscaler (of either version) reports, but so does the one of a plain ``ray start``,
-    which adds nothing; there, nodes carry no cloud's name of them. Where Kubernetes made them they
-    do, and an autoscaler that is switched off reports nothing.
-
     Lost without: the answer is no, so runs that find too few resources are refused at once.
     """
     if not enabled() or started_here():
@@ -166,6 +163,9 @@ def autoscales() -> bool:
     reports = int(status.stats.autoscaler_version or 0) or _internal_kv_get(
         DEBUG_AUTOSCALING_STATUS
     )
+    # A report alone proves nothing: the autoscaler of a plain `ray start` reports too, and adds no
+    # nodes. There they carry no cloud's name. Nodes that Kubernetes made always carry one, but an
+    # autoscaler that is switched off reports nothing. So both are asked for.
     nodes = [*status.active_nodes, *status.idle_nodes]
     return bool(reports) and any(node.instance_id for node in nodes)
 
@@ -203,8 +203,7 @@ def cancel_reservation(name: str) -> None:
 def watch(coordinator: Any, max_failures: int) -> Any:
     """Return a callback for Ray Train's controller that reports failures to the driver.
 
-    It also has a checkpoint written before workers are replaced: Ray stops all of them to change
-    their number, and what they did since their last checkpoint would be done again.
+    It also has a checkpoint written before an elastic run changes its number of workers.
 
     Lost without: that checkpoint; whether a worker's process died or it raised; failures to place
     workers; and a pause between the controller's looks for nodes, which then take a whole CPU.
@@ -239,6 +238,8 @@ def _on_state_update(coordinator: Any, previous: Any, current: Any) -> None:
         message = summarize_failure(error, died=WorkerHealthCheckFailedError)
         coordinator.put.remote(WorkersLost(message))
     elif isinstance(current, state.ResizingState):
+        # Ray stops all workers to change their number, and the steps since their last checkpoint
+        # would be done again.
         number = ray.get(coordinator.request.remote(Order.SAVE))
         # Too late is no failure: the workers resume from the checkpoint before.
         ray.wait([coordinator.wait_completed.remote(number)], timeout=SAVE_BEFORE_RESIZE_S)
@@ -286,13 +287,11 @@ def torch_trainer(
 
 
 def _fixed_number(scaling: Any) -> Any:
-    """Return a policy that asks for workers by a placement group alone, always the same number.
-
-    Ray's own also asks a process that shares out nodes between elastic runs and Ray Datasets, and
-    waits for it to start. Placement groups make a cluster scale up by themselves.
-    """
+    """Return a policy that asks for workers by a placement group alone, always the same number."""
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
+    # Ray's own also asks a process that shares out nodes between elastic runs and Ray Datasets, and
+    # waits seconds for it to start. Placement groups make a cluster scale up by themselves.
     class FixedNumber(FixedScalingPolicy):
         def after_controller_start(self, train_run_context: Any) -> None:
             pass
@@ -304,16 +303,14 @@ def _fixed_number(scaling: Any) -> Any:
 
 
 def _run_controller(arguments: dict[str, Any]) -> Any:
-    """Run Ray Train's controller in a process that waits for work, and return its result.
-
-    Ray gives it the driver's variables by a runtime environment, for which it starts a process.
-    """
+    """Run Ray Train's controller in a process that waits for work, and return its result."""
     from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
     from ray.train.v2._internal import constants
     from ray.train.v2._internal.execution import controller
 
     class TrainController(controller.TrainController):
         def __init__(self, environment: Mapping[str, str], **arguments: Any) -> None:
+            # Ray passes these by a runtime environment, for which it would start a new process.
             os.environ.update(environment)
             super().__init__(**arguments)
 
@@ -331,10 +328,8 @@ def _run_controller(arguments: dict[str, Any]) -> Any:
 
 
 def _process_group(name: str) -> Any:
-    """Return what Ray's `TorchConfig` is, without torch where it is unpickled.
-
-    Ray's own makes the controller load torch before it starts the workers, which takes seconds.
-    """
+    """Return what Ray's `TorchConfig` is, without torch where it is unpickled."""
+    # Ray's own makes the controller load torch before it starts the workers, which takes seconds.
     from ray.train.backend import Backend, BackendConfig
     from ray.train.v2._internal.util import TrainingFramework
 
@@ -366,6 +361,7 @@ def _join_all(worker_group: Any, backend: str) -> None:
     from ray.train._internal.utils import get_address_and_port
 
     place = worker_group.execute_single(0, get_address_and_port)
+    # All at once: each rank blocks until the others have joined.
     size, join = len(worker_group), worker_group.execute_single_async
     ray.get([join(rank, _join, backend, rank, size, place) for rank in range(size)])
 

@@ -1,4 +1,4 @@
-"""What workers reserve, and the check that a cluster has it or will have it."""
+"""The resources that workers reserve, and the check that a cluster has them or will have them."""
 
 from __future__ import annotations
 
@@ -43,14 +43,15 @@ TUNE_FLAGS = Flags("--workers-per-trial", "--cpus-per-trial", "--gpus-per-trial"
 
 def room(each: Resources) -> int:
     """Return how many workers that reserve this much the cluster could hold if it were empty."""
+    # Node by node, since a worker cannot span two: by the sum that `ray.cluster_resources` gives,
+    # two nodes of one CPU would be a place for a worker of two CPUs.
     return sum(_fitting(node, each) for node in _nodes())
 
 
 def have_resources(config: TrainConfig, listener: Listener, flags: Flags = TRAIN_FLAGS) -> None:
     """Check that the cluster can place the fewest workers that the run needs.
 
-    One that can grow is asked to, and waited for as long as ``wait_for_resources`` says. Ray
-    would wait for ever in any case, and say nothing.
+    One that can grow is asked to, and waited for as long as ``wait_for_resources`` says.
 
     Args:
         config: the run, or the settings of a trial.
@@ -61,6 +62,8 @@ def have_resources(config: TrainConfig, listener: Listener, flags: Flags = TRAIN
         UserError: it cannot, or not in time; the message says what is asked and what the cluster
             has.
     """
+    # Checked here because Ray would wait for ever for what a cluster can never place, and print
+    # nothing.
     workers, each = config.min_workers, worker_resources(config)
     try:
         refuse_unplaceable(workers, each, _nodes(), flags)
@@ -91,6 +94,7 @@ def _wait_for(
                     f"so far; {missing}"
                 )
     finally:
+        # Else the reservation would hold the very places that the workers need.
         remove_placement_group(reserved)
 
 
@@ -113,6 +117,8 @@ def refuse_unplaceable(
 
 
 def _nodes() -> list[Resources]:
+    # All that a node has, not what is free on it now: what others use is given back some day, so it
+    # is a reason to wait and none to refuse.
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -121,20 +127,19 @@ def _fitting(node: Resources, each: Resources) -> int:
 
 
 def _places(name: str, there: float, need: float) -> int:
-    """Return how often a need fits into what a node has, as Ray counts it.
-
-    A worker's part of a GPU is of one device, so what is left over on several is no place: two GPUs
-    hold two workers of 0.6 each, not three.
-    """
+    """Return how often a need fits into what a node has, as Ray counts it."""
+    # At least one unit, since a smaller need would round to zero and be divided by.
     units = max(round(need * UNITS), 1)
     if name == "GPU" and need < 1:
+        # A worker's part of a GPU is of one device, so the remainders of several make no place:
+        # two GPUs hold two workers of 0.6 each, not three.
         return int(there) * (UNITS // units)
     return round(there * UNITS) // units
 
 
 def _advice(each: Resources, nodes: list[Resources], fitting: int, flags: Flags) -> str:
     if "GPU" in each and not any(node.get("GPU") for node in nodes):
-        return "leave out --use-gpu, or name a cluster with GPUs in RAY_ADDRESS"
+        return "omit --use-gpu, or name a cluster with GPUs in RAY_ADDRESS"
     if fitting:
         return f"use {flags.workers} {fitting}, or give each worker less with {flags.cpus}"
     return f"ask for less with {flags.cpus} or {flags.gpus}"

@@ -65,9 +65,11 @@ def session(verbose: bool = False) -> Iterator[str]:
         if AuthenticationError.__name__ in str(error):  # Ray wraps its traceback
             raise _other_token(address) from None
         raise _not_answering(address, error) from None
+    # Ray replaces the handler of SIGTERM by one that exits at once, without a checkpoint. In other
+    # threads than the main one it does not, and Python would refuse to set it back.
     if threading.current_thread() is threading.main_thread():
         for each, handler in handlers.items():
-            signal.signal(each, handler)  # Ray puts its own in their place
+            signal.signal(each, handler)
     if not verbose:
         for name in ("ray", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -75,6 +77,8 @@ def session(verbose: bool = False) -> Iterator[str]:
         nodes = sum(node["Alive"] for node in ray.nodes())
         yield f"Ray, {nodes} node{'s' * (nodes > 1)}"
     finally:
+        # In this order: a thread that calls Ray after a shutdown, and before this, would start a
+        # cluster that nobody ends.
         ray_internals.forbid_auto_connect()
         ray.shutdown()
 
@@ -130,6 +134,7 @@ def find_token() -> str | None:
 def _silent_libraries() -> Iterator[None]:
     """Silence standard error while this lasts, that of C++ included."""
     sys.stderr.flush()
+    # The descriptor is replaced, not `sys.stderr`: Ray's C++ client writes past Python's object.
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -180,9 +185,11 @@ def check_shared(folder: AnyPath) -> None:
     others = [each for each in nodes if each != ray.get_runtime_context().get_node_id()]
     if isinstance(folder, StorePath) or not others:
         return
+    # A new file, since a folder of that name may exist on each node and yet not be shared.
     mark = folder / f".seen-{uuid.uuid4().hex[:8]}"
     mark.touch()
     try:
+        # No CPU, so that the check also runs on nodes that are full.
         look = ray.remote(num_cpus=0)(_is_file)
         asked = {
             look.options(

@@ -52,7 +52,7 @@ from cifar_dist.runs.metrics import Outcome
 from cifar_dist.storage import AnyPath, delete_folder
 
 RAY_FOLDER = ".ray"
-"""What Ray writes of its own, in the run's directory while the run lasts."""
+"""The folder of Ray's own files, in the run's directory while the run lasts."""
 POLL_S = 0.2
 STOP_TIMEOUT_S = 120
 """How long workers that are asked to stop may take to come to a step's end and save."""
@@ -107,6 +107,8 @@ def train_worker(work: Work) -> Outcome:
 
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    # One name for this start on all ranks, so that the coordinator never mixes the steps of these
+    # workers with those of workers that a failure has ended.
     start = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex)
     requests = RequestListener(work.coordinator, start, world_size, rank)
     outcome = fit(
@@ -193,6 +195,8 @@ def train_on_ray(
         os.environ.setdefault(name, value)
     events = Events(coordinator)
     while True:
+        # A new controller would start to count at zero, and a run whose controller dies again and
+        # again would never end.
         failures_left = config.max_failures - listener.losses
         attempt = _Attempt(work, worker, events, failures_left)
         try:
@@ -273,6 +277,8 @@ class _Attempt:
                     self._pass_on(listener, last=not alive)
                     if not alive:
                         break
+                    # Workers that never come to a step's end, e.g. in a collective with a rank that
+                    # died, must not keep the command from ending.
                     if stop_at is not None and time.monotonic() > stop_at:
                         break
                     if not self._work.is_trial:

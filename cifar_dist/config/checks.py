@@ -1,4 +1,4 @@
-"""What must hold for the settings of a run: ranges of single ones, and what goes together."""
+"""The checks of a run's settings: ranges of single ones, and combinations."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ RANGES: Ranges = [
     ),
     (
         "name",
+        # It becomes a folder, a part of an object's key and a word of the commands that are
+        # printed: no slash, no space, and no leading hyphen, which would be read as a flag.
         lambda v: v is None or re.fullmatch(r"[A-Za-z0-9][\w.=+-]{0,199}", v, re.ASCII),
         "letters, digits and . _ - + = only, the first a letter or digit",
     ),
@@ -86,6 +88,8 @@ def _check_workers(config: TrainConfig) -> None:
         raise UserError(
             f"--num-workers {config.num_workers}: a range is MIN:MAX, 1 <= MIN <= MAX, e.g. 1:4"
         )
+    # Batch normalisation needs two images on each worker: where a layer's output is one pixel, a
+    # single image has no variance, and torch raises.
     if config.batch_size < 2 * most:
         raise UserError(
             f"--batch-size {config.batch_size}: {most} workers need at least 2 images each, "
@@ -97,7 +101,7 @@ def _check_gpus(config: TrainConfig) -> None:
     if not config.use_gpu and config.gpus_per_worker:
         raise UserError(f"--gpus-per-worker {config.gpus_per_worker:g}: add --use-gpu")
     if config.use_gpu and not config.gpus_per_worker:
-        raise UserError("--gpus-per-worker 0: contradicts --use-gpu; leave one of them out")
+        raise UserError("--gpus-per-worker 0: contradicts --use-gpu; omit one of them")
     assert config.gpus_per_worker is not None  # resolved before
     if not whole_or_fraction(config.gpus_per_worker):
         raise UserError(
@@ -107,7 +111,7 @@ def _check_gpus(config: TrainConfig) -> None:
     if config.precision == "16-mixed" and not config.use_gpu:
         raise UserError("--precision 16-mixed: needs --use-gpu; on CPU choose 32 or bf16-mixed")
     if config.data_on_device == "on" and not config.use_gpu:
-        raise UserError("--data-on-device on: needs --use-gpu; leave it out")
+        raise UserError("--data-on-device on: needs --use-gpu; omit it")
 
 
 def _check_augmentation(config: TrainConfig) -> None:
@@ -145,6 +149,8 @@ def _check_warmup(config: TrainConfig) -> None:
             f"--warmup-epochs {config.warmup_epochs:g}: --schedule {config.schedule} has no "
             f"warm-up; choose another --schedule ({others}), or omit --warmup-epochs"
         )
+    # Compared in epochs, as they are given: the number of steps is known only once the data are
+    # read.
     if config.warmup_epochs >= config.max_epochs:
         raise UserError(
             f"--warmup-epochs {config.warmup_epochs:g}: must be below --max-epochs "

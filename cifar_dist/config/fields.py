@@ -1,4 +1,4 @@
-"""What settings are made of: types, ranges, durations, flags, and what follows from others."""
+"""The parts of settings: types, ranges, durations, flags, and values derived from others."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Resolved:
     def _derive(self, name: str, value: Any, source: str) -> None:
         """Give a setting that is None the value that follows from ``source``."""
         if getattr(self, name) is None:
+            # The class is frozen for everyone but its own construction.
             object.__setattr__(self, name, value)
             object.__setattr__(self, "_derived", {**self._derived, name: source})
 
@@ -67,6 +68,7 @@ def settings_as_yaml(config: Resolved) -> str:
     resolved, derived = config.to_dict(), config.derived()
     lines = []
     for name, value in config.given().items():
+        # One setting at a time, since PyYAML writes no comments of its own.
         lines.append(yaml.safe_dump({name: value}, sort_keys=False).rstrip("\n"))
         if name in derived:
             lines[-1] += f"  # {resolved[name]}: follows from {derived[name]}"
@@ -158,11 +160,15 @@ def _as_declared(name: str, value: Any, kind: Any) -> Any:
         if option is type(None) and value is None:
             return None
         if typing.get_origin(option) is Literal:
+            # YAML reads `precision: 32` as a number.
             if str(value) in _choices(annotated):
                 return str(value)
+        # Before the numbers: true is a whole number to `isinstance`, and `num_workers: true` would
+        # mean one worker.
         elif isinstance(value, bool) or option is bool:
             if isinstance(value, bool) and option is bool:
                 return value
+        # In YAML people write 1 for 1.0.
         elif option is float and isinstance(value, int):
             return float(value)
         elif isinstance(option, type) and isinstance(value, option):

@@ -22,6 +22,7 @@ def read_settings(file: str | AnyPath, given_by: str = "--config") -> dict[str, 
         UserError: the file is missing, is not YAML, or holds anything but settings by name.
     """
     try:
+        # UTF-8 whatever the locale: the file may come from another machine.
         text = at(file).read_text(encoding="utf-8")
         settings = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
@@ -39,6 +40,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+# Safe: YAML can name Python objects to construct, and a file from elsewhere must run no code.
 class _Loader(yaml.SafeLoader):
     """PyYAML follows YAML 1.1, where ``1e-3`` is text and ``1:4`` is 64 (base 60); this one
     reads numbers as YAML 1.2 does, which is what people mean."""
@@ -49,6 +51,7 @@ _Loader.add_constructor(
     "tag:yaml.org,2002:int",
     lambda loader, node: int(str(node.value)),
 )
+# New lists: those of `SafeLoader` are shared by all that use PyYAML in this process.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

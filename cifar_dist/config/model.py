@@ -1,4 +1,4 @@
-"""What is done with a trained model: the settings of ``evaluate``, ``predict`` and ``export``."""
+"""The settings of ``evaluate``, ``predict`` and ``export``: uses of a trained model."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class ModelConfig:
     """For weights: side that images are resized to, in pixels (default: 32)."""
 
     def __post_init__(self) -> None:
+        # Images are a tuple of words, which has no plain type to compare with.
         coerce_fields(self, but=("images",))
         check_ranges(self, self.ranges())
 
@@ -63,7 +64,7 @@ class EvaluateConfig(ModelConfig):
     precision: Literal["32", "bf16-mixed", "16-mixed"] | None = None
     """Floating-point precision (default: the run's; for weights 32)."""
     format: Literal["text", "json", "csv"] = "text"
-    """What is printed: text, json (everything), or csv (a row a class)."""
+    """Output to print: text, json (everything), or csv (a row a class)."""
     output: str | None = None
     """Folder for evaluation-SPLIT.json and .csv (default: the run's; for weights none)."""
     wait_for_resources: str = TrainConfig.wait_for_resources

@@ -20,7 +20,7 @@ _CIFAR: dict[str, Any] = {
     "precision": "bf16-mixed",
     "channels_last": True,
 }
-# What the fast recipes for such networks share. Batch, highest rate, cutout and weight decay are
+# The common part of fast recipes for such networks. Batch, highest rate, cutout, weight decay are
 # those of Page's cifar10-fast (myrtle.ai, How to Train Your ResNet), reflect padding and a rise
 # over a fifth of the run those of hlb-CIFAR10; the averages of both decay by about 0.99 a step.
 

@@ -1,4 +1,4 @@
-"""What a report is drawn of: every setting with its default and check."""
+"""The settings of a report: each with its default and check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ReportConfig:
     """Draw a run, a search, or several runs against each other, as one page for a browser.
 
     Raises:
-        UserError: a value is no good.
+        UserError: no path, or a setting that does not apply to several runs.
     """
 
     paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN|SEARCH")]
@@ -31,5 +31,5 @@ class ReportConfig:
             raise UserError("give the directory of a run or a search, e.g. runs/first")
         if len(self.paths) > 1 and self.data_dir is not None:
             raise UserError(
-                f"--data-dir {self.data_dir}: runs are compared without their images; leave it out"
+                f"--data-dir {self.data_dir}: runs are compared without their images; omit it"
             )

@@ -1,4 +1,4 @@
-"""What a run is: every setting with its unit, its default and its check.
+"""The settings of a run: each with its unit, its default and its check.
 
 A setting has one name everywhere: the field here, the YAML key, and the flag (with hyphens).
 This module loads neither torch nor Ray, so that ``--help`` and every refusal are quick.
@@ -173,8 +173,11 @@ class TrainConfig(Resolved):
     """Show what Ray, Lightning and torch print."""
 
     def __post_init__(self) -> None:
+        # YAML reads 90 as a number, where a flag gives text.
         object.__setattr__(self, "wait_for_resources", as_duration(self.wait_for_resources))
+        # Types first: derived values follow from the other settings, and ranges hold for them too.
         coerce_fields(self)
+        # An empty variable counts as none.
         self._derive("data_dir", os.environ.get("CIFAR_DIST_DATA") or "data", "$CIFAR_DIST_DATA")
         alike = dataset_traits(self.dataset).mirrored_alike
         self._derive("flip", 0.5 if alike else 0.0, "the data set")
@@ -226,12 +229,17 @@ class TrainConfig(Resolved):
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {
+        # A global batch has the same images and augmentation with any number of workers, so a run
+        # may move to other hardware.
         "num_workers",
         "use_gpu",
         "cpus_per_worker",
         "gpus_per_worker",
+        # The same data may lie elsewhere: a resumed run compares their fingerprint instead.
         "data_dir",
         "data_on_device",
+        # More epochs continue a run. A schedule that spans the run refuses them when it is resumed
+        # (`Schedule.needs_horizon`).
         "max_epochs",
         "storage_path",
         "name",
@@ -240,6 +248,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "max_failures",
         "wait_for_resources",
         "logger",
+        # A run that diverged would diverge again: it is resumed with `skip`.
         "on_nonfinite",
         "report",
         "verbose",
@@ -263,6 +272,8 @@ def make_config(settings: Mapping[str, Any], where: str = "") -> TrainConfig:
     Raises:
         UserError: an unknown name (the nearest known one is suggested) or a bad value.
     """
+    # Names are checked before the constructor sees them: it would raise a TypeError for an unknown
+    # one.
     settings = with_preset(settings, where)
     try:
         return TrainConfig(**settings)

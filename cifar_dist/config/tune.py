@@ -1,4 +1,4 @@
-"""What a search is: every setting of its own with its unit, default and check.
+"""The settings of a search: each of its own with its unit, default and check.
 
 The settings of its trials are those of `cifar_dist.config.TrainConfig`. Loads neither torch nor
 Ray.
@@ -53,7 +53,7 @@ class TuneConfig(Resolved):
     """
 
     space: str = "adamw_steplr"
-    """What is searched: adamw_steplr, augmentation, sgd_onecycle, or a YAML file."""
+    """Space to search: adamw_steplr, augmentation, sgd_onecycle, or a YAML file."""
     num_samples: int = 16
     """Trials; with grid values in the space, trials for each combination of them. A search over
     a grid runs each combination once instead."""
@@ -63,7 +63,7 @@ class TuneConfig(Resolved):
     """ASHA: one trial in this many continues at a rung, and each rung has this many times the
     epochs of the one before."""
     metric: Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"] = "val_accuracy"
-    """What trials are judged by, at their best epoch: the highest accuracy or the lowest loss."""
+    """Metric that trials are judged by, of their best epoch: highest accuracy or lowest loss."""
     search: Literal["random", "grid", "optuna"] = "random"
     """How configurations are chosen: drawn at random, every combination of listed values, or
     suggested by Optuna from the trials that have ended."""
@@ -90,6 +90,7 @@ class TuneConfig(Resolved):
     def __post_init__(self) -> None:
         object.__setattr__(self, "time_budget", as_duration(self.time_budget))
         coerce_fields(self, but=_NO_SETTINGS)
+        # Refused first: derived from a range, a trial's workers would silently be its upper end.
         if self.train.elastic:
             raise UserError(
                 f"--num-workers {self.train.num_workers}: a trial keeps its number of workers; "
@@ -112,7 +113,7 @@ class TuneConfig(Resolved):
                 "--scheduler none"
             )
         if self.train.use_gpu and not self.gpus_per_trial:
-            raise UserError("--gpus-per-trial 0: contradicts --use-gpu; leave one of them out")
+            raise UserError("--gpus-per-trial 0: contradicts --use-gpu; omit one of them")
         if self.gpus_per_trial and not self.train.use_gpu:
             raise UserError(f"--gpus-per-trial {self.gpus_per_trial:g}: add --use-gpu")
         assert self.gpus_per_trial is not None  # resolved before
@@ -143,7 +144,7 @@ class TuneConfig(Resolved):
 
     @property
     def trial_base(self) -> TrainConfig:
-        """What a trial runs with, but for what is drawn."""
+        """The settings of a trial, but for those that are drawn."""
         changes: dict[str, Any] = {"num_workers": self.workers, "name": None, "resume": False}
         for resource in ("cpus", "gpus"):
             # A trial's that was derived is divided into what each worker has anyway; a worker's
@@ -166,6 +167,7 @@ class TuneConfig(Resolved):
         return settings_as_yaml(self.replace(train=with_absolute_paths(self.train)))
 
 
+# Not `max_epochs`: the rungs follow from it, and other rungs would have stopped other trials.
 MAY_CHANGE_ON_TUNE_RESUME = (MAY_CHANGE_ON_RESUME - {"max_epochs"}) | {
     "num_samples",
     "workers_per_trial",
@@ -233,6 +235,7 @@ def make_tune_config(
         UserError: an unknown name (the nearest known one is suggested) or a bad value.
     """
     own, of_trials = split_settings(settings, where)
+    # Under a preset's own: three rungs are a default, not a limit for a recipe that needs more.
     of_trials = {"max_epochs": DEFAULT_MAX_EPOCHS, **of_trials}
     try:
         return TuneConfig(**own, train=make_config(of_trials), fixed=fixed)
@@ -251,9 +254,9 @@ def check_same_search(started: TuneConfig, now: TuneConfig) -> None:
         if value != before[name] and name not in MAY_CHANGE_ON_TUNE_RESUME:
             raise UserError(
                 f"{flag(name)} {value}: the search was started with {before[name]}, which "
-                f"--resume keeps; leave {flag(name)} out, or start another search with another "
-                "--name"
+                f"--resume keeps; omit {flag(name)}, or start another search with another --name"
             )
+    # Trials that have run cannot be taken back: those that were stopped were judged against them.
     if now.num_samples < started.num_samples:
         raise UserError(
             f"--num-samples {now.num_samples}: the search was started with "

@@ -2,8 +2,7 @@
 
 - A setting that did not exist when a run was started has its default (`own_settings`), not what
   the run's preset gives it today.
-- A setting that only a newer version has is refused (`own_settings`): what it meant cannot be
-  ignored.
+- A setting that only a newer version has is refused (`own_settings`).
 - Version 0.1.0 wrote resolved values, where later ones write null for a setting that follows from
   others (`as_given`). Such a file gives ``flip`` and ``gpus_per_worker`` values and has no null
   among the settings that follow. It does not say which values were typed: they all count as given,
@@ -37,12 +36,15 @@ def own_settings(file: AnyPath, known: Sequence[str]) -> dict[str, Any]:
     """
     settings = read_settings(file)
     for name in settings:
+        # Refused, since what a newer setting meant would be lost, and a resumed run would compute
+        # something else.
         if name not in known:
             raise UserError(
                 f"{file}: the setting {name} is unknown to this version, {__version__}; use the "
                 "newer version of cifar_dist that wrote the file"
             )
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    # Defaults are filled in here, since `make_config` would take what is missing from the preset.
     return {**defaults, **as_given(settings)}
 
 

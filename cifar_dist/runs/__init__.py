@@ -1,1 +1,1 @@
-"""What a run leaves behind, and reading it back."""
+"""A run's directory and files, and reading them back."""

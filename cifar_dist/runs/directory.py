@@ -1,4 +1,4 @@
-"""What a run leaves behind: its directory, the files in it, and reading them back.
+"""A run's directory: the files in it, and reading them back.
 
 Every file is there whole or not at all, on a disk and in an object store.
 """
@@ -51,6 +51,8 @@ def new_folder(storage_path: str, name: str | None, stem: str) -> AnyPath:
             raise UserError(f"--storage-path {storage_path}: too many runs a second; --name one")
     folder = storage / name
     try:
+        # The creation itself decides who gets a name: of two commands that start together, on a
+        # disk one is refused.
         folder.mkdir(parents=True)
     except FileExistsError:
         if folder.is_dir():
@@ -155,8 +157,10 @@ class RunDirectory(Directory):
             if now != before and name not in MAY_CHANGE_ON_RESUME:
                 raise UserError(
                     f"{flag(name)} {now}: the run was started with {before}, which --resume "
-                    f"keeps; leave {flag(name)} out, or start another run with another --name"
+                    f"keeps; omit {flag(name)}, or start another run with another --name"
                 )
+        # The rates of such a schedule depend on the run's length: with another one, steps that are
+        # done would have had other rates.
         horizon = SCHEDULES.about(config.schedule).needs_horizon
         if horizon and config.max_epochs != started.max_epochs:
             raise UserError(
@@ -182,6 +186,7 @@ class RunDirectory(Directory):
 
         One that has trained an epoch stays as it is.
         """
+        # A worker's refusal may come after epochs of training, when it was restarted: they stay.
         if not self.checkpoints_newest_first() and not self.read_metrics():
             delete_folder(self.path)
 
@@ -227,6 +232,7 @@ class RunDirectory(Directory):
 
     def checkpoints_newest_first(self) -> list[AnyPath]:
         """Return all checkpoint files, the one that is farthest into the run first."""
+        # Half-written and rejected files have other names, and must not be tried.
         files = [
             file for file in self.checkpoints.glob("*.ckpt") if _CHECKPOINT.fullmatch(file.name)
         ]
@@ -256,8 +262,8 @@ class RunDirectory(Directory):
         """
         if not self.config_file.is_file():
             raise UserError(
-                f"--resume --name {self.name}: there is no run in {self.path}; leave --resume "
-                "out to start it"
+                f"--resume --name {self.name}: there is no run in {self.path}; omit --resume "
+                "to start it"
             )
         settings = own_settings(self.config_file, setting_names())
         return make_config(settings, f" (in {self.config_file})")
@@ -276,6 +282,8 @@ class RunDirectory(Directory):
         Rows may come from a checkpoint of another version: what they lack is empty, and what only
         that version has is omitted.
         """
+        # All rows anew: appending could leave half a row, and after a restart rows of epochs that
+        # are trained again.
         text = io.StringIO()
         writer = csv.DictWriter(text, list(COLUMNS), extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -357,6 +365,7 @@ class RunDirectory(Directory):
 
 def _position(checkpoint: AnyPath) -> tuple[int, int]:
     """Return epoch (1-based) of a checkpoint file, and how many of its steps; 0 for all of them."""
+    # As numbers: as text, epoch-10000 sorts before epoch-9999.
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     assert match is not None
     return int(match[1]), int(match[2] or 0)
@@ -364,4 +373,5 @@ def _position(checkpoint: AnyPath) -> tuple[int, int]:
 
 def _sort_key(checkpoint: AnyPath) -> tuple[int, float]:
     epoch, step = _position(checkpoint)
+    # A name without a step is of the epoch's end, after all of its steps.
     return epoch, step or math.inf

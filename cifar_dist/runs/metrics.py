@@ -1,4 +1,4 @@
-"""A run's metrics: the columns of its table, and what came of it."""
+"""A run's metrics: the columns of its table, and its outcome."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMING_METRICS = tuple(name for name in COLUMNS if COLUMNS.about(name).timing)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a training run that reached its last epoch."""
+    """The outcome of a training run that reached its last epoch."""
 
     history: list[dict[str, Any]]
     """A row of `METRICS` an epoch."""
@@ -53,6 +53,7 @@ def read_rows(text: str) -> list[dict[str, Any]]:
 
 
 def _value(name: str, text: str | None) -> float | None:
+    # Empty in a file, e.g. for a column that came later.
     if not text:
         return None
     return int(text) if COLUMNS.about(name).whole else float(text)

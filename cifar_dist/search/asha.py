@@ -6,8 +6,8 @@ compares a trial with those whose results came in before. Here it is compared wi
 number that reached the rung, and by its best value so far instead of its last. So
 
 - what is decided follows from the trials' results alone, not from which of two machines was
-  faster or from a driver that was killed and went on;
-- no trial that was stopped is the best: at the rung, one that goes on was better.
+  faster or from a driver that was killed and resumed;
+- no trial that was stopped is the best: at the rung, one that continues was better.
 
 A decision that waits for a trial of lower number does not keep the trial from running on; what it
 ran beyond the rung where it turns out to be stopped does not count.
@@ -31,7 +31,7 @@ class Cut:
     value: float
     """The trial's best value up to there."""
     cutoff: float
-    """What it would have had to reach."""
+    """The value that it would have had to reach."""
 
 
 @dataclass
@@ -44,11 +44,11 @@ class _Rung:
 
 
 class InOrder:
-    """Judges trials at rungs, in the order of their numbers, as their values come in.
+    """Judge of trials at rungs, in the order of their numbers, as their values come in.
 
     Args:
         grace_period: epochs of the first rung.
-        reduction_factor: one trial in this many goes on, and a rung has this many times the
+        reduction_factor: one trial in this many continues, and a rung has this many times the
             epochs of the one before.
         max_epochs: epochs of a trial that is not stopped.
         mode: whether high or low values are good.
@@ -62,6 +62,7 @@ class InOrder:
         mode: Literal["max", "min"] = "max",
     ) -> None:
         self.reduction_factor = reduction_factor
+        # Losses are negated, so that higher is better in all comparisons below.
         self._sign = 1.0 if mode == "max" else -1.0
         self._rungs = [
             _Rung(epoch) for epoch in rung_epochs(grace_period, reduction_factor, max_epochs)
@@ -83,6 +84,8 @@ class InOrder:
         if epoch <= len(best):
             return
         assert epoch == len(best) + 1, f"trial {trial}: epoch {epoch} after {len(best)}"
+        # Comparisons with NaN are false: it would never be below a cut, and a trial that diverged
+        # would continue.
         signed = self._sign * value if math.isfinite(value) else -math.inf
         best.append(max(best[-1], signed) if best else signed)
         self._judge()
@@ -106,6 +109,8 @@ class InOrder:
             return False  # it may still turn out to be stopped before
         best = self._best.get(trial, [])
         if len(best) < rung.epoch:
+            # A trial that failed before this rung is passed over: waiting for it would keep all
+            # trials of higher number undecided.
             return trial in self._ended
         value = best[rung.epoch - 1]
         if rung.values:
@@ -113,16 +118,18 @@ class InOrder:
             cutoff = float(np.percentile(rung.values, (1 - 1 / self.reduction_factor) * 100))
             if value < cutoff:
                 self.cuts[trial] = Cut(rung.epoch, self._sign * value, self._sign * cutoff)
+        # With infinite values among them the percentile could be -inf or NaN, and stop nobody.
         if math.isfinite(value):
             rung.values.append(value)
         return True
 
 
 def rung_epochs(grace_period: int, reduction_factor: float, max_epochs: int) -> list[int]:
-    """Epochs at whose end trials are judged, all below ``max_epochs``."""
+    """Return the epochs at whose end trials are judged, all below ``max_epochs``."""
     epochs: list[int] = []
     reached = float(grace_period)
     while math.ceil(reached) < max_epochs:
+        # With a factor near 1 several rungs fall on one epoch, where a trial would be judged twice.
         if math.ceil(reached) not in epochs:
             epochs.append(math.ceil(reached))
         reached *= reduction_factor

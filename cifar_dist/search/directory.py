@@ -1,4 +1,4 @@
-"""What a search leaves behind: its directory, the files in it, and reading them back."""
+"""A search's directory: the files in it, and reading them back."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class SearchDirectory(Directory):
 
     def discard(self) -> None:
         """Delete the directory of a search that never began, so that its name is free again."""
+        # Once trials have begun the folder holds work, also where a refusal ends the command.
         if not self.trials_folder.exists():
             delete_folder(self.path)
 
@@ -102,8 +103,8 @@ class SearchDirectory(Directory):
         """
         if not self.config_file.is_file():
             raise UserError(
-                f"--resume --name {self.name}: there is no search in {self.path}; leave --resume "
-                "out to start it"
+                f"--resume --name {self.name}: there is no search in {self.path}; omit --resume "
+                "to start it"
             )
         if not self.space_file.is_file():
             raise UserError(
@@ -115,6 +116,8 @@ class SearchDirectory(Directory):
 
     def write_config(self, config: TuneConfig) -> None:
         """Write every setting to ``config.yaml``."""
+        # The name is the directory's and --resume a word of one command: neither is a setting for
+        # whoever starts another search from this file.
         written = config.replace(train=config.train.replace(resume=False, name=None))
         write_atomically(self.config_file, written.to_yaml().encode())
 

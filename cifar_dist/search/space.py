@@ -1,4 +1,4 @@
-"""What a search draws from: spaces as data, their checks, and the configurations drawn.
+"""The spaces that a search draws from: their checks, and the configurations drawn.
 
 A draw is a pure function of (seed, trial), so a search that is resumed after its driver was killed
 draws what it would have drawn. This module loads neither torch nor Ray.
@@ -36,12 +36,13 @@ KINDS = {
     "quniform": "[low, high, step]",
     "randint": "[low, high], whole numbers, high excluded",
 }
-"""What a space's values may be, by kind, and what each takes; the meanings are Ray Tune's."""
+"""The kinds of a space's values, and what each takes; the meanings are Ray Tune's."""
 
 SEARCHABLE = tuple(
     name
     for name in setting_names()
-    # What says where a run runs is no hyperparameter; accuracies on two data sets do not compare.
+    # Settings of where a run runs are no hyperparameters, and accuracies on two data sets do not
+    # compare.
     if name not in MAY_CHANGE_ON_RESUME | {"dataset", "preset"}
 )
 """Settings that a space may hold."""
@@ -49,7 +50,7 @@ SEARCHABLE = tuple(
 
 @dataclass(frozen=True)
 class Domain:
-    """What one setting is drawn from."""
+    """The values or the interval that one setting is drawn from."""
 
     kind: str
     values: tuple[Any, ...]
@@ -66,6 +67,7 @@ class Domain:
             return self.values
         low, high = self.values[:2]
         if self.kind == "randint":
+            # The bound itself is never drawn, and may lie outside the setting's range.
             return (low, high - 1)
         if self.kind == "quniform":
             return tuple(round_to(value, self.values[2]) for value in (low, high))
@@ -109,7 +111,7 @@ class Space:
         left = {name: domain for name, domain in self.domains.items() if name not in fixed}
         if not left:
             given = ", ".join(flag(name) for name in self.domains)
-            raise UserError(f"{given}: nothing is left to search in {self.source}; leave one out")
+            raise UserError(f"{given}: nothing is left to search in {self.source}; omit one")
         return Space(self.source, left)
 
     def to_yaml(self) -> str:
@@ -139,6 +141,8 @@ class Space:
         try:
             check_image_side(config, side)
         except UserError as error:
+            # The space is named only where its value is at fault: it may be a shared setting that
+            # does not fit the images.
             where = f" (in {self.source}: {name} {value})" if flag(name) in str(error) else ""
             raise UserError(f"{error}{where}") from None
 
@@ -161,6 +165,7 @@ class Space:
             # Two settings of the space may only fit together; whole draws are checked as well.
             settings = {k: v for k, v in settings.items() if k not in self.domains}
             if "cutout" in drawn and "image_size" in self.domains:
+                # The largest there is: a cutout must fit some size that may be drawn.
                 settings["image_size"] = 1024
             if "warmup_epochs" in drawn and "schedule" in self.domains:
                 settings["schedule"] = next(
@@ -199,6 +204,8 @@ class Space:
         trial = 0
         for _ in range(num_samples):
             for row in self.grid():
+                # A string is seeded by its SHA-512, the same in every process. By the sum of the
+                # two, trial 0 of seed 1 would draw what trial 1 of seed 0 draws.
                 generator = random.Random(f"{seed}/{trial}")
                 trial += 1
                 yield {
@@ -255,6 +262,7 @@ def _well_formed(kind: str, values: list[Any]) -> bool:
         return bool(values) and all(
             v is None or isinstance(v, bool | int | float | str) for v in values
         )
+    # True and false are whole numbers to `isinstance`, and would pass as bounds.
     numbers = int if kind == "randint" else (int, float)
     if not all(isinstance(v, numbers) and not isinstance(v, bool) for v in values):
         return False

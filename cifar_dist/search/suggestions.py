@@ -1,4 +1,4 @@
-"""Where trials' values come from: draws that are known beforehand, or Optuna."""
+"""Sources of trials' values: draws that are known beforehand, or Optuna."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cifar_dist.search.trials import TrialTable
 
 
 def drawn_values(config: TuneConfig, space: Space) -> dict[int, Mapping[str, Any]]:
-    """All trials' values by number, for a search that draws them beforehand.
+    """Return all trials' values by number, for a search that draws them beforehand.
 
     Raises:
         UserError: a draw that no trial could run.
@@ -22,6 +22,8 @@ def drawn_values(config: TuneConfig, space: Space) -> dict[int, Mapping[str, Any
         rows = space.combinations()
     else:
         rows = list(space.draws(config.train.seed, config.num_samples))
+    # Every draw is checked before anything starts: two values may each be allowed and contradict
+    # each other, which would fail a trial hours later.
     for values in rows:
         space.configured(config.trial_base, values)
     return dict(enumerate(rows))
@@ -45,6 +47,7 @@ class Optuna:
                 "--search optuna: needs the package optuna; install cifar-dist[optuna], or "
                 "give --search random"
             ) from None
+        # Optuna logs a line for each trial, which would break the live table.
         logging.getLogger("optuna").setLevel(logging.ERROR)
         self._optuna = optuna
         self._trial_table = trial_table
@@ -54,6 +57,8 @@ class Optuna:
         }
         self._study = optuna.create_study(
             direction="maximize" if config.mode == "max" else "minimize",
+            # With `constant_liar` trials that still run count as bad: without it, trials that are
+            # drawn together would get nearly the same values.
             sampler=optuna.samplers.TPESampler(seed=config.train.seed, constant_liar=True),
         )
         self._asked: dict[int, Any] = {}
@@ -61,17 +66,21 @@ class Optuna:
     def draw(self, number: int) -> Mapping[str, Any]:
         """Return the values of a trial, by its number from 0."""
         known = self._trial_table.drawn(number)
-        if known is not None:  # of a search that goes on
+        if known is not None:  # of a search that is resumed
+            # Drawn again, an unfinished trial would get other values than its checkpoints were
+            # trained with. The next `ask` returns the enqueued ones.
             self._study.enqueue_trial(dict(known))
         self._asked[number] = self._study.ask(self._distributions)
         return known if known is not None else dict(self._asked[number].params)
 
-    def report(self, number: int, row: Mapping[str, Any]) -> None:
+    def observe(self, number: int, row: Mapping[str, Any]) -> None:
         """Learn from a trial that has ended; ``row`` is its row of the table."""
         failed = self._optuna.trial.TrialState.FAIL
         value = row[self._metric] if row["status"] in ("completed", "stopped") else None
         if number in self._asked:
             trial = self._asked.pop(number)
+            # A failed trial has no value, and a made-up bad one would turn the sampler away from
+            # values that may be good.
             self._study.tell(trial, value, state=failed if value is None else None)
         elif value is not None:  # it ended before the search was resumed
             values = {name: row[name] for name in self._distributions}

@@ -1,7 +1,7 @@
-"""The record of a search: what each trial did, which were stopped, and the tables of it.
+"""The record of a search: each trial's epochs, which trials were stopped, and the tables of it.
 
-What counts follows from the trials' settings and results alone: where a trial was stopped at a
-rung, what it ran beyond it is left out.
+Only the trials' settings and results decide what counts: epochs that a trial ran beyond the rung at
+which it was stopped are omitted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Status = Literal["completed", "stopped", "failed", "unfinished"]
 
 @dataclass
 class Trial:
-    """What is known of a trial."""
+    """The record of a trial."""
 
     number: int
     """From 0, in the order in which trials start."""
@@ -64,6 +64,8 @@ class TrialTable:
             if config.scheduler == "asha"
             else None
         )
+        # Tune's thread adds rows while the driver's thread writes the tables; reentrant, since the
+        # methods below call each other.
         self._lock = threading.RLock()
 
     def add_trial(self, number: int, drawn: Mapping[str, Any]) -> None:
@@ -72,17 +74,17 @@ class TrialTable:
             self._trials.setdefault(number, Trial(number, drawn))
 
     def numbers(self) -> list[int]:
-        """The numbers of the trials that are known, ascending."""
+        """Return the numbers of the trials that are known, ascending."""
         with self._lock:
             return sorted(self._trials)
 
     def drawn(self, number: int) -> Mapping[str, Any] | None:
-        """A trial's values of the searched settings; None if it is not suggested yet."""
+        """Return a trial's values of the searched settings; None if it is not suggested yet."""
         with self._lock:
             return self._trials[number].drawn if number in self._trials else None
 
     def trial_config(self, drawn: Mapping[str, Any]) -> TrainConfig:
-        """The config of a trial.
+        """Return the config of a trial.
 
         Raises:
             UserError: no trial could run it.
@@ -90,12 +92,14 @@ class TrialTable:
         return self.space.configured(self.config.trial_base, drawn)
 
     def load(self, directory: SearchDirectory) -> None:
-        """Take up what trials left on disk, of a search that goes on."""
+        """Take up what trials left on disk, of a search that is resumed."""
         with self._lock:
             for number, trial in self._trials.items():
                 run = directory.trial(number)
                 rows = run.read_metrics()
                 summary = run.read_summary()
+                # Rows before the end: a trial that has ended is taken to reach no further rung, and
+                # would be passed over where it was judged.
                 for row in rows:
                     self.add_row(number, row)
                 trial.started = bool(rows)
@@ -127,16 +131,16 @@ class TrialTable:
                 self._asha.end(number)
 
     def stopped(self, number: int) -> bool:
-        """Whether a trial is to run no further."""
+        """Return whether a trial is to run no further."""
         return self._cut(number) is not None
 
     def seconds(self, number: int) -> float:
-        """What a trial's epochs took, those too that do not count."""
+        """Return the seconds of a trial's epochs, those too that do not count."""
         with self._lock:
             return _seconds(self._trials[number].rows)
 
     def finished(self, number: int) -> bool:
-        """Whether nothing is left to run of a trial."""
+        """Return whether nothing is left to run of a trial."""
         with self._lock:
             return number in self._trials and self._status(self._trials[number]) != "unfinished"
 
@@ -145,6 +149,8 @@ class TrialTable:
             return None if self._asha is None else self._asha.cuts.get(number)
 
     def _status(self, trial: Trial) -> Status:
+        # Before its end is looked at: a trial may reach its last epoch before those of lower number
+        # allow a decision, and is stopped all the same.
         if self._cut(trial.number) is not None:
             return "stopped"
         if trial.ended:
@@ -152,17 +158,17 @@ class TrialTable:
         return "unfinished"
 
     def _counted(self, trial: Trial) -> list[dict[str, Any]]:
-        """A trial's rows up to where it was stopped."""
+        """Return a trial's rows up to the rung at which it was stopped."""
         cut = self._cut(trial.number)
         return trial.rows if cut is None else trial.rows[: cut.epoch]
 
     def _best(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The row of the best epoch, the earliest of equals; empty without rows."""
+        """Return the row of the best epoch, the earliest of equals; empty without rows."""
         choose = max if self.config.mode == "max" else min
         return choose(rows, key=lambda row: float(row[self.config.metric]), default={})
 
     def row(self, number: int) -> dict[str, Any]:
-        """A trial's row of the table."""
+        """Return a trial's row of the table."""
         with self._lock:
             trial = self._trials[number]
             rows = self._counted(trial)
@@ -182,7 +188,7 @@ class TrialTable:
             }
 
     def _reason(self, trial: Trial, status: Status) -> str | None:
-        """Why a trial did not reach its last epoch, in words."""
+        """Return why a trial did not reach its last epoch, formatted for display."""
         if status == "stopped":
             cut = self._cut(trial.number)
             assert cut is not None
@@ -215,11 +221,14 @@ class TrialTable:
             )
 
     def table(self) -> pd.DataFrame:
-        """A row a trial."""
+        """Return a row a trial."""
         with self._lock:
             frame = pd.DataFrame([self.row(number) for number in sorted(self._trials)])
+        # Nullable integers: a trial without an epoch would turn the column into floats.
         frame["best_epoch"] = frame["best_epoch"].astype("Int64")
         for name in {"val_accuracy", "val_loss", self.config.metric}:
+            # A column of None alone would have the type object, and in Parquet another one than in
+            # a search whose trials have values.
             frame[name] = frame[name].astype("float64")
         for name in self.space.domains:
             frame[name] = _one_type(frame[name])
@@ -228,17 +237,18 @@ class TrialTable:
         return frame
 
     def history(self) -> pd.DataFrame:
-        """A row a trial and epoch: ``trial_id`` and `METRICS`."""
+        """Return a row a trial and epoch: ``trial_id`` and `METRICS`."""
         with self._lock:
             rows = [
                 {"trial_id": trial_id(number), **row}
                 for number, trial in sorted(self._trials.items())
                 for row in self._counted(trial)
             ]
+        # Named, so that a search without an epoch has the columns too.
         return pd.DataFrame(rows, columns=["trial_id", *METRICS])
 
     def best(self) -> int | None:
-        """The number of the best trial: of those completed, else of those that were not failed."""
+        """Return the best trial's number: of those completed, else of those that did not fail."""
         with self._lock:
             scored = [
                 (number, self._best(self._counted(trial)))
@@ -254,7 +264,7 @@ class TrialTable:
         return choose(scored, key=lambda each: float(each[1][metric]), default=(None, {}))[0]
 
     def summary(self) -> dict[str, Any]:
-        """Counts of trials and epochs, and the best trial, for ``summary.json``."""
+        """Return counts of trials and epochs, and the best trial, for ``summary.json``."""
         with self._lock:
             counts = dict.fromkeys(("completed", "stopped", "failed", "unfinished"), 0)
             for trial in self._trials.values():
@@ -275,7 +285,9 @@ class TrialTable:
             }
 
     def write(self, directory: SearchDirectory) -> pd.DataFrame:
-        """Write the tables and ``best.yaml``; returns the table of trials."""
+        """Write the tables and ``best.yaml``, and return the table of trials."""
+        # `best.yaml` comes last: after a kill it may be one write old, but names a trial that the
+        # tables have.
         table, history = self.table(), self.history()
         write_atomically(directory.trials_csv, table.to_csv(index=False).encode())
         write_atomically(directory.trials_parquet, _parquet(table))
@@ -288,15 +300,17 @@ class TrialTable:
 
 
 def _seconds(rows: list[dict[str, Any]]) -> float:
+    # None in the rows of a version that had no such column.
     return sum(float(row["seconds"] or 0) for row in rows)
 
 
 def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:
-    """A column as it is, or as text where its values are of types that do not go together."""
+    """Return a column as it is, or as text where its values have types that do not mix."""
     values = [value for value in column if value is not None]
     numbers = all(
         isinstance(value, int | float) and not isinstance(value, bool) for value in values
     )
+    # Parquet refuses a column of several types, true and 2 among them.
     if numbers or len({type(value) for value in values}) <= 1:
         return column
     return column.map(lambda value: None if value is None else str(value))

@@ -1,1 +1,1 @@
-"""What the person at the terminal sees."""
+"""The output at the terminal."""

@@ -1,4 +1,4 @@
-"""What to type next, paths formatted for display, and messages."""
+"""Commands to type next, paths formatted for display, and messages."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def resume_command(command: str, name: str, storage_path: str, *flags: str) -> s
     words = [*command.split(), "--name", name, "--resume"]
     if storage_path != TrainConfig.storage_path:
         words += ["--storage-path", storage_path]
+    # Quoted, since it is to be pasted into a shell and folders' names may hold spaces.
     return shlex.join([*words, *flags])
 
 

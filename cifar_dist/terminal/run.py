@@ -1,4 +1,4 @@
-"""What the person at the terminal sees of a run: one live line, or one plain line an epoch."""
+"""A run at the terminal: one live line, or one plain line an epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ERASE = "\r\x1b[K"
 
 
 class Display:
-    """Draws a run's events: on a terminal over one live line, elsewhere a line an epoch."""
+    """Listener that draws a run: on a terminal over one live line, elsewhere a line an epoch."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -51,6 +51,7 @@ class Display:
     def line(self, text: str) -> None:
         """Write a line of its own, over the live one if there is one."""
         self.stream.write(f"{_ERASE if self._open else ''}{text}\n")
+        # Into a pipe or a file Python writes in blocks: an epoch would show minutes late.
         self.stream.flush()
         self._open = False
 
@@ -73,6 +74,7 @@ class Display:
             self.line(f"restarted with {started.world_size} workers {again}")
 
     def _step(self, step: StepDone) -> None:
+        # In a file each step would leave control characters.
         if not self._live:
             return
         done = step.epoch - 1 + step.step / self._steps_per_epoch
@@ -82,6 +84,8 @@ class Display:
             f"  loss {step.loss:.4f}  accuracy {step.accuracy:.4f}"
             f"  {step.images_per_second:,.0f} images/s  {self._left(step.epoch, done)}"
         )
+        # Asked at each step, since a window may be resized. One column stays free: a line that
+        # wraps would not be erased by the next one.
         columns = shutil.get_terminal_size().columns
         self.stream.write(f"{_ERASE}{text[: columns - 1]}")
         self.stream.flush()
@@ -101,6 +105,8 @@ class Display:
         """Return the time left, at the pace of the epochs since this start."""
         if self._first_epoch is None:
             self._first_epoch = epoch
+        # Epochs of an earlier start took none of this one's time: counted in, a resumed run would
+        # seem nearly done.
         here = done - (self._first_epoch - 1)
         seconds = (time.monotonic() - self._began) / here * (self._max_epochs - done)
         return f"{duration(seconds)} left"

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees of a search: a live table, or a plain line a trial."""
+"""A search at the terminal: a live table, or a plain line a trial."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OVER = ("completed", "stopped", "failed")
 
 
 class SearchDisplay:
-    """Draws a search's events: on a terminal in a live table, elsewhere a line a trial."""
+    """Listener that draws a search: on a terminal in a live table, elsewhere a line a trial."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -46,6 +46,8 @@ class SearchDisplay:
             case TrialUpdated():
                 before = self._trials.get(event.trial_id)
                 self._trials[event.trial_id] = event
+                # A trial is reported again after its end, when its folder is tidied; its line
+                # appears once.
                 ends = event.status in OVER and (before is None or before.status not in OVER)
                 if ends and self._live is None:
                     self.line(self._line(event))
@@ -53,6 +55,7 @@ class SearchDisplay:
     def line(self, text: str) -> None:
         """Write a line of its own, above the live table if there is one."""
         if self._live is not None:
+            # Without `markup=False` Rich would swallow what a message has in brackets.
             self._live.console.print(text, markup=False, highlight=False)
             return
         self.stream.write(f"{text}\n")
@@ -68,6 +71,8 @@ class SearchDisplay:
         from rich.console import Console
         from rich.live import Live
 
+        # Rich draws by its own clock, in its own thread: drawing at each event would take the
+        # driver's time in a search of many short trials.
         self._live = Live(
             get_renderable=self._table, console=Console(file=self.stream), refresh_per_second=2
         )
@@ -123,6 +128,7 @@ class SearchDisplay:
 
 def ranking(table: pd.DataFrame, metric: str, mode: str) -> list[str]:
     """Return the best trials of a search, a line each under a heading."""
+    # Stable, so that of equal trials the one of lowest number leads, as in `TrialTable.best`.
     ranked = table[table["epochs"] > 0].sort_values(metric, ascending=mode == "min", kind="stable")
     hidden = {"seconds", "reason", "error"}
     shown = ranked.head(RANKED)[[name for name in table.columns if name not in hidden]]

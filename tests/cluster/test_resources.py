@@ -47,7 +47,7 @@ def test_what_fits_passes(workers: int, each: dict, nodes: list[dict]) -> None:
         ),
         # 12 CPUs in all, but none of the nodes has 5 twice.
         (3, {"CPU": 5.0}, [CPU_NODE, GPU_NODE], "room for 1; use --num-workers 1"),
-        (1, {"CPU": 1.0, "GPU": 1.0}, [CPU_NODE], r"has 8 CPU, 0 GPU, .*leave out --use-gpu"),
+        (1, {"CPU": 1.0, "GPU": 1.0}, [CPU_NODE], r"has 8 CPU, 0 GPU, .*omit --use-gpu"),
         (3, {"CPU": 1.0, "GPU": 1.0}, [GPU_NODE], "has 4 CPU, 2 GPU, room for 2"),
         # 2 GPUs in all, but what is left over on both is no third of 0.6.
         (3, {"CPU": 1.0, "GPU": 0.6}, [GPU_NODE], "room for 2; use --num-workers 2"),

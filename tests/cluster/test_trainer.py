@@ -279,6 +279,6 @@ def test_more_than_the_cluster_has_is_refused(tmp_path: Path) -> None:
         train_small(tmp_path, "many", num_workers=5)
     # Whatever the machine has: the tests' cluster is started with no GPU.
     assert not ray.cluster_resources().get("GPU")
-    with pytest.raises(UserError, match="leave out --use-gpu"):
+    with pytest.raises(UserError, match="omit --use-gpu"):
         train_small(tmp_path, "gpu", use_gpu=True)
     assert list(tmp_path.iterdir()) == []
