@@ -10,7 +10,7 @@ GPU_PYTHON := python3
 GPU_REHEARSAL_PYTHON :=
 OUT ?= gpu-results
 
-.PHONY: setup train test bench gpu gpu-rehearsal check docs format constraints
+.PHONY: setup train test test-all bench gpu gpu-rehearsal check docs format constraints
 
 setup: $(VENV)/ready  ## install into .venv, at the versions and hashes of constraints.txt
 
@@ -26,10 +26,15 @@ train: setup  ## a first run: handwritten digits, two workers, a minute or two
 	$(BIN)/python -m cifar_dist.train --dataset digits --num-workers 2 --max-epochs 6
 
 # One thread each: threads of two processes that wait for each other on two cores take ten times as long.
-test: check  ## everything that must hold before a commit
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
-		--ignore tests/faults
-	$(BIN)/python -m pytest tests/faults  # alone: beside other clusters hosts may fail to join
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults
+
+test: check  ## every promise once: before a commit
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow"
+
+test-all: test  ## and faults, several hosts, Slurm, object stores, the browser
+	$(PYTEST) $(SIDE_BY_SIDE) -m slow
+	$(PYTEST) tests/faults  # alone: beside other clusters hosts may fail to join
 
 check: setup  ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

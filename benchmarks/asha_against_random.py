@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from cifar_dist.events import Event
+from cifar_dist.config.tune import make_tune_config
+from cifar_dist.events import Event, TrialUpdated
 from cifar_dist.tune import search
-from cifar_dist.tune_config import make_tune_config
 from tests.conftest import first_images
 
 SETTINGS: dict[str, Any] = {
@@ -44,14 +44,14 @@ class Clock:
 
     def __call__(self, event: Event) -> None:
         """Listen to a search."""
-        if event["kind"] != "trial":
+        if not isinstance(event, TrialUpdated):
             return
         now = time.monotonic()
         self._began = self._began or now
-        before = self._epochs.get(event["trial_id"], 0)
-        if event["epochs"] > before:
-            self._epochs[event["trial_id"]] = event["epochs"]
-            best = max(event["value"], self.points[-1][2] if self.points else 0.0)
+        before = self._epochs.get(event.trial_id, 0)
+        if event.value is not None and event.epochs > before:
+            self._epochs[event.trial_id] = event.epochs
+            best = max(event.value, self.points[-1][2] if self.points else 0.0)
             self.points.append((now - self._began, sum(self._epochs.values()), best))
 
 

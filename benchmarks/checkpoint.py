@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -28,33 +28,38 @@ EPOCHS = 8
 
 def measure(waits: bool, threads: int) -> dict[str, float]:
     """Train in this process, with training waiting for each file or not."""
-    from cifar_dist.config import TrainConfig
+    from cifar_dist.config.train import TrainConfig
     from cifar_dist.train import train
-    from cifar_dist.training.callbacks import Record
+    from cifar_dist.training.checkpointing import RunCheckpointer
+    from cifar_dist.training.history import MetricsHistory
     from cifar_dist.training.writer import BackgroundWriter
 
     torch.set_num_threads(threads)
     held: list[float] = []
     starts: list[float] = []
-    submit, ended, started = (
-        BackgroundWriter.submit, Record.on_train_epoch_end, Record.on_train_epoch_start,
-    )  # fmt: skip
+    validated: list[float] = []
+    submit, saved = BackgroundWriter.submit, RunCheckpointer.on_train_epoch_end
+    ended, started = MetricsHistory.on_train_epoch_end, MetricsHistory.on_train_epoch_start
 
     def submit_and_wait(self: BackgroundWriter, job: Callable[[], None]) -> None:
         submit(self, job)
         self.wait()
 
-    def timed(self: Record, *args: Any) -> None:
-        began = time.perf_counter()
+    def note_validated(self: MetricsHistory, *args: Any) -> None:
+        validated.append(time.perf_counter())
         ended(self, *args)
-        held.append(time.perf_counter() - began)
 
-    def noted(self: Record, *args: Any) -> None:
+    def note_saved(self: RunCheckpointer, *args: Any) -> None:
+        saved(self, *args)
+        held.append(time.perf_counter() - validated[-1])
+
+    def note_start(self: MetricsHistory, *args: Any) -> None:
         starts.append(time.perf_counter())
         started(self, *args)
 
-    patched: Any = Record
-    patched.on_train_epoch_end, patched.on_train_epoch_start = timed, noted
+    history, checkpointer = cast(Any, MetricsHistory), cast(Any, RunCheckpointer)
+    history.on_train_epoch_end, history.on_train_epoch_start = note_validated, note_start
+    checkpointer.on_train_epoch_end = note_saved
     if waits:
         BackgroundWriter.submit = submit_and_wait  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:

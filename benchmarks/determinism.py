@@ -14,7 +14,7 @@ import tempfile
 from typing import Any
 
 from benchmarks.side_by_side import arguments, in_turn, ratios, say, write
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.train import train
 
 

@@ -127,10 +127,10 @@ class Here:
             settings: of `TrainConfig`; a ``preset`` counts.
             options: of `fit`.
         """
-        from cifar_dist.config import make_config
+        from cifar_dist.config.train import make_config
         from cifar_dist.data.cache import prepare
-        from cifar_dist.data.sources import find_source
-        from cifar_dist.runs import RunDirectory
+        from cifar_dist.data.datasets import find_source
+        from cifar_dist.runs.directory import RunDirectory
         from cifar_dist.training.fit import fit
 
         config = make_config(
@@ -238,7 +238,7 @@ def synchronize(device: str) -> None:
 def data(here: Here) -> None:
     """Write the data sets and decode them into the cache, which later parts find there."""
     from cifar_dist.data.cache import prepare
-    from cifar_dist.data.sources import find_source
+    from cifar_dist.data.datasets import find_source
 
     for name, (train, test) in DATA[here.device].items():
         began = time.perf_counter()
@@ -495,7 +495,7 @@ def _compare_logits(here: Here, weights: Path) -> None:
     """Say how far logits in float32 are from the CPU's, with and without TF32."""
     from safetensors.torch import load_file
 
-    from cifar_dist.data.sources import find_source
+    from cifar_dist.data.datasets import find_source
     from cifar_dist.model.resnet import resnet18
 
     test = find_source("cifar10", str(here.folder("few"))).decode().test

@@ -30,8 +30,8 @@ LOOPBACK_UP = "import fcntl, socket, struct; " + "; ".join(
     )
 )
 WITHOUT_RAY = (
-    "tests/benchmarks", "tests/data", "tests/model",
-    "tests/test_config.py", "tests/test_runs.py", "tests/test_spaces.py",
+    "tests/benchmarks", "tests/data", "tests/model", "tests/config/test_train.py",
+    "tests/runs/test_directory.py", "tests/search/test_space.py", "tests/search/test_asha.py",
 )  # fmt: skip
 """Tests that pass where neither Ray nor tyro is installed."""
 WITH_WHEELS = ("tests/training",)

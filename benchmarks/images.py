@@ -52,7 +52,7 @@ def _write_noise(file: Path, count: int) -> None:
 def arrays(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return the folder's training images ``[n, 32, 32, 3]`` and labels, as torchvision's CIFAR10
     has them in memory; do not change them."""
-    from cifar_dist.data.sources import find_source
+    from cifar_dist.data.datasets import find_source
 
     train = find_source("cifar10", str(folder)).decode().train
     images = np.ascontiguousarray(train.images.transpose(0, 2, 3, 1))

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import images as measured
 from benchmarks.side_by_side import arguments, in_turn, say, write
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.datamodule import ImageDataModule
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 
 IMAGES = 10_000
 BATCH = 128

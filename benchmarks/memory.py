@@ -98,7 +98,7 @@ def project(workers: int) -> None:
     import ray
 
     from cifar_dist.cluster import trainer
-    from cifar_dist.config import TrainConfig
+    from cifar_dist.config.train import TrainConfig
     from cifar_dist.train import train
 
     ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)

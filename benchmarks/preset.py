@@ -21,7 +21,8 @@ from typing import Any
 
 from benchmarks.images import write_folder
 from benchmarks.side_by_side import arguments, in_turn, write
-from cifar_dist.config import PRESETS, make_config
+from cifar_dist.config.presets import PRESETS
+from cifar_dist.config.train import make_config
 from cifar_dist.train import train
 
 BEFORE: dict[str, Any] = {

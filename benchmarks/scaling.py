@@ -21,7 +21,7 @@ import argparse
 from dataclasses import dataclass
 
 BACKWARD = 2 / 3
-"""Share of compute: it takes about twice the operations of the forward pass."""
+"""Shard of compute: it takes about twice the operations of the forward pass."""
 
 
 @dataclass(frozen=True)

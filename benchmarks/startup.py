@@ -191,7 +191,7 @@ def prepared(folder: Path) -> None:
 
     from benchmarks import images
     from cifar_dist.data.cache import prepare
-    from cifar_dist.data.sources import find_source
+    from cifar_dist.data.datasets import find_source
 
     images.write_folder(folder, 1_280, 100)
     prepare("cifar10", find_source("cifar10", str(folder)))

@@ -28,7 +28,7 @@ from pathlib import Path
 from benchmarks import images as measured
 from benchmarks import shares
 from benchmarks.side_by_side import Figures, arguments, cell, in_turn, output, say, write
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.training.memory import LARGEST_MMAP_THRESHOLD, LARGEST_TRIM_THRESHOLD
 
 IMAGES = 2_560

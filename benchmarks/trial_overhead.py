@@ -35,9 +35,9 @@ def one_second(folder: Path, number: int) -> None:
 def project(folder: Path) -> None:
     """The project's search."""
     from cifar_dist.cluster.trials import TrialWork
-    from cifar_dist.runs import METRICS
+    from cifar_dist.config.tune import make_tune_config
+    from cifar_dist.runs.metrics import METRICS
     from cifar_dist.tune import search
-    from cifar_dist.tune_config import make_tune_config
 
     def training(work: TrialWork) -> None:
         number = int(work.run.name.removeprefix("t"))

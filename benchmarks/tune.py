@@ -26,8 +26,8 @@ TRIALS, SLOTS, EPOCHS, BATCH = 12, 2, 2, 128
 
 def project(folder: Path) -> dict[str, float]:
     """The project's search."""
+    from cifar_dist.config.tune import make_tune_config
     from cifar_dist.tune import search
-    from cifar_dist.tune_config import make_tune_config
 
     settings = {
         "dataset": "digits", "num_samples": TRIALS, "max_epochs": EPOCHS, "scheduler": "none",

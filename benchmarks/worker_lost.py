@@ -1,10 +1,10 @@
 """Seconds lost to the kill of one worker: noticing it, starting anew, catching up.
 
 ``python -m benchmarks.worker_lost`` kills a worker (SIGKILL) of a run of two, on a Ray cluster of
-this machine, at a step drawn from a seed, and takes the times from what the driver is told. With
-Ray Train as it comes (its own intervals, and all its processes) and with the project's settings,
-in turn (A B A B ...), at the same steps, with the same workers; also without any fault, for what
-fewer processes do to the first start.
+this machine, at a step drawn from a seed, and takes the times from the driver's events. With Ray
+as it comes (its public API, its own intervals, and all its processes) and with the project's
+settings, in turn (A B A B ...), at the same steps, with the same workers; also without any fault,
+for what fewer processes do to the first start.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -44,14 +45,12 @@ class ThisMachine:
 
 def drive(way: str, config: str) -> None:
     """Be the driver of a run."""
-    import ray.train.torch
-
     from cifar_dist.cluster import trainer
+    from cifar_dist.cluster.ray_internals import PLAIN_RAY
     from tests.faults import driver
 
     if way == WAYS[0]:
-        trainer.CleanedUpAfter = ray.train.torch.TorchTrainer  # type: ignore[misc]
-        trainer.ProcessGroup = ray.train.torch.TorchConfig  # type: ignore[misc]
+        os.environ[PLAIN_RAY] = "1"
         trainer.ray_settings = lambda config: {}
     driver.main([config])
 

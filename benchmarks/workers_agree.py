@@ -28,15 +28,15 @@ def one_rank(rank: int, world_size: int, folder: str, settings: dict[str, Any]) 
     import torch.nn.functional as F
     from torch import nn
 
-    from cifar_dist.config import make_config
+    from cifar_dist.config.train import make_config
     from cifar_dist.data.cache import prepare
-    from cifar_dist.data.datamodule import ImageDataModule, Share
-    from cifar_dist.data.sources import find_source
-    from cifar_dist.model.classifier import Classifier
+    from cifar_dist.data.datamodule import ImageDataModule, Shard
+    from cifar_dist.data.datasets import find_source
+    from cifar_dist.model.optim import make_optimizer
     from cifar_dist.model.resnet import resnet18
+    from cifar_dist.model.seeding import set_seed
     from cifar_dist.model.synchronized import synchronize
-    from cifar_dist.training.callbacks import weights_as_bytes
-    from cifar_dist.training.seeding import set_seed
+    from cifar_dist.training.weights import weights_as_bytes
 
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", world_size)
@@ -48,11 +48,11 @@ def one_rank(rank: int, world_size: int, folder: str, settings: dict[str, Any]) 
     network = resnet18(10)
     if config.sync_batchnorm:
         synchronize(network)
-    optimizer = Classifier(network, config, 1)._optimizer()
+    optimizer = make_optimizer(network, config)
     model = nn.parallel.DistributedDataParallel(
         network, broadcast_buffers=False, gradient_as_bucket_view=True
     )
-    loader = dataclasses.replace(images.train_dataloader(), share=Share(rank, world_size))
+    loader = dataclasses.replace(images.train_dataloader(), shard=Shard(rank, world_size))
     batches = itertools.chain.from_iterable(
         dataclasses.replace(loader, epoch=lambda epoch=epoch: epoch) for epoch in range(STEPS)
     )

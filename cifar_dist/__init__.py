@@ -1,3 +1,3 @@
 """ResNet-18 on CIFAR-10, from a notebook to many GPUs."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

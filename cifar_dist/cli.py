@@ -6,46 +6,42 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
-from cifar_dist.config import (
-    PRESETS,
-    TrainConfig,
-    flag,
-    make_config,
-    read_settings,
-    setting_names,
-    unknown_name,
-    with_preset,
-)
-from cifar_dist.errors import Interrupted, RunFailed, UserError
-from cifar_dist.model_config import EvaluateConfig, ExportConfig, ModelConfig, PredictConfig
-from cifar_dist.report_config import ReportConfig
-from cifar_dist.runs import RunDirectory
-from cifar_dist.search import SearchDirectory
-from cifar_dist.storage import StoreError
-from cifar_dist.tune_config import (
+from cifar_dist.config.fields import flag, unknown_name
+from cifar_dist.config.files import read_settings
+from cifar_dist.config.model import EvaluateConfig, ExportConfig, ModelConfig, PredictConfig
+from cifar_dist.config.presets import PRESETS
+from cifar_dist.config.report import ReportConfig
+from cifar_dist.config.train import TrainConfig, make_config, setting_names, with_preset
+from cifar_dist.config.tune import (
+    DEFAULT_MAX_EPOCHS,
     TuneConfig,
     make_tune_config,
     split_settings,
     tune_setting_names,
 )
+from cifar_dist.config.versions import as_given
+from cifar_dist.errors import Interrupted, RunFailed, UserError
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.search.directory import SearchDirectory
+from cifar_dist.signals import interrupt_on_signals
+from cifar_dist.storage import StoreError
 
 
 def parse_train(words: Sequence[str]) -> TrainConfig:
-    """The config that a ``train`` command line means.
+    """Return the config that a ``train`` command line means.
 
     Precedence, lowest first: defaults, preset, ``--config`` file, flags. With ``--resume`` the
-    settings that the run was started with come in place of preset and file.
+    settings that the run was started with come in place of preset and file. What follows from
+    other settings, and was not given, follows from the final ones.
 
     Args:
-        words: the command line behind the program's name.
+        words: the command line after the program's name.
 
     Raises:
         UserError: an unknown flag, key or bad value.
@@ -53,14 +49,14 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
     """
     early = _before_the_rest(words)
     settings = _under_the_flags(early, RunDirectory.at, make_config)
-    defaults = TrainConfig.unsettled(TrainConfig.reopened(with_preset(settings)))
+    defaults = _unchecked(TrainConfig, with_preset(settings))
     return _parse(
         words, _Train, "train", ["config", *setting_names()], _Train(settings=defaults)
     ).settings
 
 
 def parse_tune(words: Sequence[str]) -> TuneConfig:
-    """The config that a ``tune`` command line means; precedence as of `parse_train`.
+    """Return the config that a ``tune`` command line means; precedence as of `parse_train`.
 
     A setting that is typed as a flag keeps its value, also if the space holds it.
 
@@ -71,16 +67,19 @@ def parse_tune(words: Sequence[str]) -> TuneConfig:
     early = _before_the_rest(words)
     settings = _under_the_flags(early, SearchDirectory.at, make_tune_config)
     own, of_trials = split_settings(settings)
-    defaults = TuneConfig.unsettled(TuneConfig.reopened({**own, **of_trials}))
+    trials = _unchecked(TrainConfig, {"max_epochs": DEFAULT_MAX_EPOCHS, **of_trials})
+    defaults = _unchecked(TuneConfig, {**own, "train": trials})
     names = ["config", *tune_setting_names(), *setting_names()]
     parsed = _parse(words, _Tune, "tune", names, _Tune(settings=defaults))
+    # From the words themselves: a parsed config does not show whether a value was typed or is the
+    # default.
     typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words}
     fixed = tuple(name for name in setting_names() if typed & {name, f"no_{name}"})
-    return dataclasses.replace(parsed.settings, fixed=fixed)
+    return parsed.settings.replace(fixed=fixed)
 
 
 def parse_evaluate(words: Sequence[str]) -> EvaluateConfig:
-    """The config that an ``evaluate`` command line means.
+    """Return the config that an ``evaluate`` command line means.
 
     Raises:
         UserError: an unknown flag or bad value.
@@ -90,13 +89,28 @@ def parse_evaluate(words: Sequence[str]) -> EvaluateConfig:
 
 
 def parse_predict(words: Sequence[str]) -> PredictConfig:
-    """The config that a ``predict`` command line means; raises as `parse_evaluate`."""
+    """Return the config that a ``predict`` command line means; raises as `parse_evaluate`."""
     return _parse_model(words, PredictConfig, "predict")
 
 
 def parse_export(words: Sequence[str]) -> ExportConfig:
-    """The config that an ``export`` command line means; raises as `parse_evaluate`."""
+    """Return the config that an ``export`` command line means; raises as `parse_evaluate`."""
     return _parse_model(words, ExportConfig, "export")
+
+
+_Config = TypeVar("_Config", TrainConfig, TuneConfig)
+
+
+def _unchecked(kind: type[_Config], settings: Mapping[str, Any]) -> _Config:
+    """Return the defaults under some settings as they were given, for the parser alone.
+
+    The constructor would check them, and resolve what follows from others, before the flags that
+    change them are known.
+    """
+    defaults = object.__new__(kind)
+    for field in dataclasses.fields(kind):
+        object.__setattr__(defaults, field.name, settings.get(field.name, field.default))
+    return defaults
 
 
 _Model = TypeVar("_Model", bound=ModelConfig)
@@ -108,7 +122,7 @@ def _parse_model(words: Sequence[str], kind: type[_Model], command: str) -> _Mod
 
 
 def parse_report(words: Sequence[str]) -> ReportConfig:
-    """The config that a ``report`` command line means.
+    """Return the config that a ``report`` command line means.
 
     Raises:
         UserError: an unknown flag or bad value.
@@ -123,11 +137,11 @@ def _under_the_flags(
     at: Callable[[str, str], RunDirectory | SearchDirectory],
     make: Callable[[Mapping[str, Any], str], object],
 ) -> dict[str, Any]:
-    """The settings that flags lie over: of what is resumed, else of file and preset."""
+    """Return the settings that flags override: of what is resumed, else of file and preset."""
     if early.resume:
         storage_path, name = _resumed(early)
         saved = at(storage_path, name).read_config()
-        return {**saved.to_dict(), "storage_path": storage_path}
+        return {**saved.given(), "storage_path": storage_path}
     settings = {} if early.config is None else _from_file(early, make)
     if early.preset is not None:
         settings["preset"] = early.preset
@@ -135,15 +149,15 @@ def _under_the_flags(
 
 
 def _resumed(early: argparse.Namespace) -> tuple[str, str]:
-    """Storage path and name of what ``--resume`` goes on with."""
+    """Return storage path and name of what ``--resume`` names."""
     for name in ("config", "preset"):
         if (value := getattr(early, name)) is not None:
             raise UserError(
                 f"--{name} {value}: --resume keeps the settings that the run was started with; "
-                f"leave --{name} out"
+                f"omit --{name}"
             )
     if early.name is None:
-        raise UserError("--resume: say which run to go on with, --name NAME")
+        raise UserError("--resume: say which run to resume, --name NAME")
     storage_path = early.storage_path or TrainConfig.storage_path
     named = TrainConfig(name=early.name, storage_path=storage_path)  # checks both
     return named.storage_path, early.name
@@ -152,29 +166,33 @@ def _resumed(early: argparse.Namespace) -> tuple[str, str]:
 def _from_file(
     early: argparse.Namespace, make: Callable[[Mapping[str, Any], str], object]
 ) -> dict[str, Any]:
-    """The settings of ``--config``, checked, so that what is wrong is said with the file's name."""
-    settings = read_settings(early.config)
+    """Return the settings of ``--config``, checked, so that messages name the file."""
+    settings = as_given(read_settings(early.config))
     make(settings, f" (in {early.config})")
     if settings.get("resume"):
         raise UserError(f"resume (in {early.config}): type --resume instead, with --name")
     if early.preset in PRESETS and PRESETS[early.preset].keys() <= settings.keys():
         raise UserError(
             f"--preset {early.preset}: {early.config} sets everything that it would; "
-            "leave one of them out"
+            "omit one of them"
         )
     return settings
 
 
 def _before_the_rest(words: Sequence[str]) -> argparse.Namespace:
-    """The flags that decide what the other flags' defaults are."""
+    """Return the flags that decide what the other flags' defaults are."""
+    # By default argparse completes abbreviations: --pre would be a preset here, and then be refused
+    # as unknown by the whole parser.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "preset", "name", "storage-path"):
+        # A flag without its value is none of this parser's business: the whole one refuses it in
+        # one line.
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="?")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=False)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             return parser.parse_known_args(list(words))[0]
-    except SystemExit:  # e.g. --resume=yes: the whole parser says what is wrong
+    except SystemExit:  # e.g. --resume=yes: the whole parser reports what is wrong
         return argparse.Namespace(
             config=None, preset=None, name=None, storage_path=None, resume=False
         )
@@ -182,7 +200,8 @@ def _before_the_rest(words: Sequence[str]) -> argparse.Namespace:
 
 @dataclasses.dataclass(frozen=True)
 class _Train:
-    """Train ResNet-18 on CIFAR-10 with DDP workers under Ray."""
+    # Its docstring is what --help prints as the command's description.
+    """Train an image classifier with DDP workers under Ray."""
 
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -220,12 +239,14 @@ def _parse(
                 prog=f"python -m cifar_dist.{command}",
                 args=list(words),
                 default=tyro.MISSING_NONPROP if defaults is None else defaults,
+                # Returned, so that the message can suggest the nearest known flag.
                 return_unknown_args=True,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
             )
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
+        # tyro prints a box of many lines; a refusal is one line.
         raise UserError(_first_sentence(said.getvalue())) from None
     if unknown:
         name = unknown[0].split("=")[0]
@@ -237,7 +258,7 @@ def _parse(
 
 
 def _first_sentence(box: str) -> str:
-    """What tyro says in a drawn box of many lines, as one line without box and title."""
+    """Return what tyro says in a drawn box of many lines as one line, without box and title."""
     said = []
     for row in box.splitlines():
         text = row.strip(" │┃")
@@ -249,15 +270,17 @@ def _first_sentence(box: str) -> str:
 
 
 def run_command(command: Callable[[list[str]], None]) -> NoReturn:
-    """Call a command with the words behind the program's name, and leave the process.
+    """Call a command with the words after the program's name, and exit.
 
-    The exit code tells what came of it: 0 done; 1 the run failed; 2 bad usage, configuration
+    The exit code says what came of it: 0 done; 1 the run failed; 2 bad usage, configuration
     or data, one line on standard error; 130 interrupted.
     """
+    # Before the command, which loads modules for seconds: a signal then ends it with 130, too.
     interrupt_on_signals()
     try:
         command(sys.argv[1:])
     except (UserError, StoreError) as error:
+        # A library's part of the message may have several lines.
         _leave(2, f"error: {' '.join(str(error).split())}")
     except RunFailed as error:
         _leave(1, f"error: {error}")
@@ -266,19 +289,8 @@ def run_command(command: Callable[[list[str]], None]) -> NoReturn:
     _leave(0)
 
 
-def interrupt_on_signals() -> None:
-    """Make SIGINT and SIGTERM raise `Interrupted`; the second one ends the process at once."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, lambda signum, frame: os._exit(130))
-        raise Interrupted
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, interrupt)
-
-
 def _leave(code: int, message: str | None = None) -> NoReturn:
+    # Flushed first, so that in a file that takes both streams the error comes last.
     sys.stdout.flush()
     if message is not None:
         print(message, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What can end a command, and the exit code that goes with it."""
+"""The errors that end a command, and the exit code of each."""
 
 
 class UserError(ValueError):
@@ -21,5 +21,5 @@ class Interrupted(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's exception says, in a line that fits into a message."""
+    """Return a library's message as a line that fits into one of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,69 +1,73 @@
-"""``python -m cifar_dist.evaluate``: what a run's weights, or any, are worth."""
+"""``python -m cifar_dist.evaluate``: measure a run's weights, or any others, on a split."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
-import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_dist.cli import parse_evaluate, run_command
+from cifar_dist.config.model import EvaluateConfig
+from cifar_dist.config.train import with_absolute_paths
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Listener, ignore
-from cifar_dist.launching import shown, with_absolute_paths
-from cifar_dist.model_config import EvaluateConfig
-from cifar_dist.runs import as_json
-from cifar_dist.storage import AnyPath, at, delete_folder, write_atomically
+from cifar_dist.inference.lookup import run_of, trained_config, weights_file
+from cifar_dist.storage import AnyPath, as_json, at, delete_folder, write_atomically
+from cifar_dist.terminal.hints import message_to_stderr, shown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cifar_dist.config import TrainConfig
+    from cifar_dist.config.train import TrainConfig
     from cifar_dist.data.cache import CachedDataset
-    from cifar_dist.data.sources import LabelledImages
-    from cifar_dist.model.scores import Scores
+    from cifar_dist.data.datasets import LabelledImages
+    from cifar_dist.inference.scores import Scores
 
 
 HARDEST = 24
-"""Images that are written as files."""
+"""Number of images that are written as files."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What `evaluate` returns."""
+    """The result of `evaluate`."""
 
     weights_file: AnyPath
     dataset: str
     split: str
     scores: Scores
     folder: AnyPath | None
-    """Where ``evaluation-<split>.json`` and ``.csv`` were written, and, on a disk, the images that
-    were the hardest, in ``hardest-<split>/``."""
+    """Folder of ``evaluation-<split>.json`` and ``.csv``, and, on a disk, of the hardest
+    images, in ``hardest-<split>/``."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``evaluation-<split>.json`` holds."""
+        """Return what ``evaluation-<split>.json`` holds."""
         about = {"weights": str(self.weights_file), "dataset": self.dataset, "split": self.split}
         return {**about, **self.scores.to_dict()}
 
 
 def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
-    """Measure a model on a split of its data set, each image once.
+    """Measure a model on a split of its data set, counting each image once.
 
     Args:
         config: the evaluation. With ``num_workers=0`` it runs in this process without Ray.
-        listener: notified of waiting for a cluster that grows, and of a precision that needs a GPU.
+        listener: notified of waiting for an autoscaling cluster, and of a precision that needs a
+            GPU.
 
     Raises:
         UserError: no such model, bad weights or data, or too few resources.
         RunFailed: a worker failed, or a file cannot be written.
     """
-    file = config.weights_file
+    # Checked first: a misspelt run is refused before the data set is decoded or downloaded.
+    file = weights_file(config)
     trained = with_absolute_paths(
-        config.trained(
+        trained_config(
+            config,
             listener,
             num_workers=config.num_workers,
             use_gpu=config.use_gpu,
@@ -75,10 +79,10 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
     )
 
     from cifar_dist.data.cache import prepare
-    from cifar_dist.data.sources import find_source
+    from cifar_dist.data.datasets import find_source
 
     dataset = prepare(trained.dataset, find_source(trained.dataset, str(trained.data_dir)))
-    run = config.run
+    run = run_of(config)
     if run and run.started_with_fingerprint() not in (None, dataset.fingerprint):
         raise UserError(
             f"--data-dir {trained.data_dir}: holds other data than the run was trained on; name "
@@ -88,8 +92,9 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
 
     from cifar_dist.training.torchmetrics_alone import load_torchmetrics_alone
 
+    # Before the next import, which would load SciPy and matplotlib along with torchmetrics.
     load_torchmetrics_alone()
-    from cifar_dist.model.scores import score
+    from cifar_dist.inference.scores import score
 
     images, members = dataset.part(config.split)
     scores = score(logits, images.labels[members], dataset.classes)
@@ -105,18 +110,14 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
 def _logits(
     config: EvaluateConfig, trained: TrainConfig, dataset: CachedDataset, listener: Listener
 ) -> NDArray[np.float32]:
-    from cifar_dist.model.resnet import read_weights
+    from cifar_dist.model.weights import read_weights
 
-    where = str(config.weights_file)
+    where = str(weights_file(config))
     if config.num_workers == 0:
-        from cifar_dist.data.datamodule import Share
-        from cifar_dist.model.trained import load_trained
-        from cifar_dist.training.seeding import set_seed
-        from cifar_dist.training.shares import logits_of_share
+        from cifar_dist.inference.sharded import split_logits
 
-        set_seed(trained.seed, trained.deterministic, trained.tf32)
-        model = load_trained(where, read_weights(where), trained, dataset.about)
-        return logits_of_share(model, dataset, config.split, config.batch_size, Share(0, 1))
+        weights = read_weights(where)
+        return split_logits(where, weights, trained, dataset, config.split, config.batch_size)
 
     from safetensors.torch import save
 
@@ -124,19 +125,21 @@ def _logits(
     from cifar_dist.cluster.resources import have_resources
     from cifar_dist.cluster.session import session
 
-    weights = save(read_weights(where))
+    # The weights go along as bytes: their file may lie on the driver's disk alone.
+    work = Work(
+        trained, dataset.fingerprint, where, save(read_weights(where)), config.split,
+        config.batch_size,
+    )  # fmt: skip
     with session(trained.verbose):
         have_resources(trained, listener)
-        return logits_on_ray(
-            Work(trained, dataset.fingerprint, where, weights, config.split, config.batch_size)
-        )
+        return logits_on_ray(work)
 
 
 def _write(folder: AnyPath, evaluated: Evaluated) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {folder}: cannot be made ({error.strerror})") from None
+        raise UserError(f"--output {folder}: cannot be created ({error.strerror})") from None
     write_atomically(folder / f"evaluation-{evaluated.split}.json", as_json(evaluated.to_dict()))
     write_atomically(folder / f"evaluation-{evaluated.split}.csv", _csv(evaluated))
 
@@ -149,19 +152,24 @@ def _write_hardest(
     members: NDArray[np.int64],
     classes: tuple[str, ...],
 ) -> None:
-    """Write the images whose label the model found the least probable, the hardest first."""
+    """Write the images to whose label the model gives the least probability, the hardest first."""
     import torch
     from PIL import Image
 
     labels = images.labels[members]
-    log_odds = torch.from_numpy(logits).double().log_softmax(dim=1).numpy()
-    found = log_odds[range(len(labels)), labels]
+    # By the logarithm, in float64 as the scores: probabilities that round to 0 would tie, and the
+    # order of the hardest images would be that of the data set.
+    log_probabilities = torch.from_numpy(logits).double().log_softmax(dim=1).numpy()
+    found = log_probabilities[range(len(labels)), labels]
     into = folder / f"hardest-{split}"
-    delete_folder(into)  # another model's
+    delete_folder(into)  # from an earlier evaluation, maybe of other weights
     into.mkdir()
+    # Stable, so that images with the same logits are named alike in every evaluation.
     for place, number in enumerate(found.argsort(kind="stable")[:HARDEST], start=1):
         pixels = images.images[members[number]].transpose(1, 2, 0)
-        Image.fromarray(pixels).save(into / f"{place:02}-{classes[labels[number]]}.png")
+        name = re.sub(r"[^\w.+-]+", "_", classes[labels[number]])  # it may hold a slash
+        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        picture.save(into / f"{place:02}-{name}.png")
 
 
 def _csv(evaluated: Evaluated) -> bytes:
@@ -170,19 +178,14 @@ def _csv(evaluated: Evaluated) -> bytes:
 
 
 def _text(evaluated: Evaluated, model: str) -> str:
-    import pandas as pd
-
     scores = evaluated.scores
-    classes = list(scores.per_class["class"])
-    confusion = pd.DataFrame(scores.confusion, classes, [name[:5] for name in classes])
     lines = [
         f"{shown(evaluated.weights_file)} on {scores.images:,} {evaluated.split} images of "
         f"{evaluated.dataset}:",
         f"accuracy {scores.accuracy:.4f}, loss {scores.loss:.4f}, calibration error (ECE) "
         f"{scores.ece:.4f}",
         scores.per_class.to_string(index=False, float_format="{:.4f}".format),
-        "confusion, a row for each label, a column for each answer:",
-        confusion.to_string(),
+        *_confusion(scores),
     ]
     if (folder := evaluated.folder) is not None:
         names = [f"evaluation-{evaluated.split}.json", f"evaluation-{evaluated.split}.csv"]
@@ -196,11 +199,26 @@ def _text(evaluated: Evaluated, model: str) -> str:
     return "\n".join(lines)
 
 
+def _confusion(scores: Scores) -> list[str]:
+    import pandas as pd
+
+    from cifar_dist.inference.scores import MATRIX_CLASSES
+
+    classes = list(scores.per_class["class"])
+    if len(classes) > MATRIX_CLASSES:
+        return [f"confusion of {len(classes)} classes: too wide to print; --format json has it"]
+    table = pd.DataFrame(scores.confusion, classes, classes)
+    return [
+        "confusion matrix, a row for each label, a column for each prediction:",
+        table.to_string(),
+    ]
+
+
 def main(words: list[str]) -> None:
-    """Parse, evaluate, and print what came of it."""
+    """Parse, evaluate, and print the metrics."""
     config = parse_evaluate(words)
     try:
-        evaluated = evaluate(config, lambda event: print(event["message"], file=sys.stderr))
+        evaluated = evaluate(config, message_to_stderr)
     except (UserError, RunFailed):
         raise
     except Exception:

@@ -1,77 +1,89 @@
-"""``python -m cifar_dist.export``: a model as a file for elsewhere."""
+"""``python -m cifar_dist.export``: write a model to a file that other programs load."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from cifar_dist.cli import parse_export, run_command
+from cifar_dist.config.model import ExportConfig
+from cifar_dist.config.train import with_absolute_paths
 from cifar_dist.errors import RunFailed
-from cifar_dist.launching import model_of, shown, with_absolute_paths
-from cifar_dist.model_config import ExportConfig
+from cifar_dist.inference.lookup import trained_config, weights_file
 from cifar_dist.storage import AnyPath, at, write_atomically
+from cifar_dist.terminal.hints import shown
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "safetensors": ".export.safetensors"}
 LOADING = {
-    "torch": "torch.export.load('{file}').module()(images), images [n, 3, 32, 32] uint8",
+    "torch": "torch.export.load('{file}').module()(images), images [n, {shape}] uint8",
     "onnx": "onnxruntime.InferenceSession('{file}').run(['logits'], {{'images': images}})",
-    "safetensors": "safetensors.torch.load_file('{file}'), torchvision's names behind 'network.'",
+    "safetensors": "safetensors.torch.load_file('{file}'), the network's names after 'network.'",
 }
 TOLERANCE = 1e-3
-"""Largest difference of a logit that is put down to rounding."""
-CHUNK = 250
+"""Largest difference of a logit that rounding explains."""
+BATCH_SIZE = 250
+"""Images that are compared at once."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` returns."""
+    """The result of `export`."""
 
     file: AnyPath
+    image_shape: tuple[int, int, int]
+    """Channels, height and width of the images that the file takes."""
     images: int
-    """Test images that both the model and the file were given."""
+    """Test images on which the file was compared with the model."""
     largest_difference: float
     """Of a logit."""
     same_class: int
-    """Images that both take for the same."""
+    """Images for which both predict the same class."""
 
 
 def export(config: ExportConfig) -> Exported:
-    """Write a model to a file, having compared the file's answers with the model's own.
+    """Write a model to a file after comparing the file's logits with the model's own.
 
     Raises:
         UserError: no such model, bad weights or data, or a format whose packages are missing.
-        RunFailed: the file would answer otherwise (it is not kept), or cannot be written.
+        RunFailed: the file's logits differ (it is not kept), or it cannot be written.
     """
-    import torch
+    import numpy as np
 
     from cifar_dist.data.cache import prepare
-    from cifar_dist.data.sources import find_source
-    from cifar_dist.model.exported import exported
+    from cifar_dist.data.datasets import find_source
+    from cifar_dist.inference.exported import exported
+    from cifar_dist.inference.model import model_of
+    from cifar_dist.inference.sharded import batched_logits
 
+    # In float32 on the CPU, whatever the run used: bfloat16's rounding alone would exceed the
+    # tolerance.
     model, about = model_of(config, use_gpu=False, precision="32")
-    trained = with_absolute_paths(config.trained())
+    trained = with_absolute_paths(trained_config(config))
     dataset = prepare(trained.dataset, find_source(trained.dataset, str(trained.data_dir)))
-    content, answer = exported(model, about, config.format)
+    content, loaded = exported(model, about, config.format)
 
     images, members = dataset.part("test")
-    chosen = torch.from_numpy(images.images.take(members[: config.check_images], axis=0))
-    with torch.inference_mode():
-        pairs = [(model.logits(part), answer(part)) for part in chosen.split(CHUNK)]
-    ours, theirs = (torch.cat(logits) for logits in zip(*pairs, strict=True))
-    largest = float((ours - theirs).abs().max())
-    same = int((ours.argmax(1) == theirs.argmax(1)).sum())
-    source = config.weights_file
+    chosen = members[: config.check_images]
+    ours, theirs = (
+        np.concatenate([*batched_logits(each, images.images, BATCH_SIZE, chosen)])
+        for each in (model.logits, loaded)
+    )
+    largest = float(np.abs(ours - theirs).max())
+    same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+    source = weights_file(config)
+    # Not `with_suffix`, which a path in an object store lacks.
     default = source.with_name(source.name.rpartition(".")[0] + SUFFIXES[config.format])
     file = at(config.output) if config.output else default
+    # This way round, since every comparison with NaN is false and such a file must not be kept.
     if not largest <= TOLERANCE:
         raise RunFailed(
             f"{file}: was not written: its logits differ from the model's by up to {largest:.2g}"
         )
     write_atomically(file, content)
-    return Exported(file, len(chosen), largest, same)
+    return Exported(file, (about.channels, about.side, about.side), len(chosen), largest, same)
 
 
 def main(words: list[str]) -> None:
-    """Parse, export, and print how the file compares."""
+    """Parse, export, and print how the file compares with the model."""
     config = parse_export(words)
     found = export(config)
     print(
@@ -79,7 +91,8 @@ def main(words: list[str]) -> None:
         f"is {found.largest_difference:.2g}; {found.same_class:,} of {found.images:,} get the same "
         "class"
     )
-    print(f"to load it: {LOADING[config.format].format(file=shown(found.file))}")
+    shape = ", ".join(map(str, found.image_shape))
+    print(f"to load it: {LOADING[config.format].format(file=shown(found.file), shape=shape)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m cifar_dist.predict``: what a model takes images for."""
+"""``python -m cifar_dist.predict``: classify images with a trained model."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_dist.cli import parse_predict, run_command
+from cifar_dist.config.model import PredictConfig
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, ignore
-from cifar_dist.launching import model_of
-from cifar_dist.model_config import PredictConfig
+from cifar_dist.terminal.hints import message_to_stderr
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cifar_dist.data.cache import TrainedOn
-    from cifar_dist.model.trained import TrainedModel
+    from cifar_dist.data.cache import DatasetInfo
+    from cifar_dist.inference.model import TrainedModel
 
 STANDARD_INPUT = "-"
 EXPORT = ("python", "-m", "cifar_dist.export")
@@ -32,14 +32,14 @@ EXPORT = ("python", "-m", "cifar_dist.export")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model takes an image for."""
+    """The classes that a model predicts for an image."""
 
     image: str
     """Its file, as it was found; ``-`` for standard input."""
     classes: tuple[tuple[str, float], ...]
-    """The most probable classes with their probabilities, the first one first."""
+    """The most probable classes with their probabilities, in falling order."""
     error: str | None = None
-    """Why the image could not be read, in a line; it then has no classes."""
+    """Why the image could not be read, in one line; it then has no classes."""
 
 
 def predict(config: PredictConfig, listener: Listener = ignore) -> Iterator[Prediction]:
@@ -50,41 +50,56 @@ def predict(config: PredictConfig, listener: Listener = ignore) -> Iterator[Pred
         listener: notified of a precision that needs a GPU.
 
     Returns:
-        An iterator that does a batch at a time.
+        An iterator that computes a batch at a time.
 
     Raises:
         UserError: no such model or folder, or bad weights. An image that cannot be read raises
             nothing; its prediction says so.
     """
+    from cifar_dist.inference.model import model_of
+
+    # A generator would load the model at the first image: returned from a function, a bad model is
+    # refused at the call.
     return _predictions(config, *model_of(config, listener, use_gpu=config.use_gpu))
 
 
 def _predictions(
-    config: PredictConfig, model: TrainedModel, about: TrainedOn
+    config: PredictConfig, model: TrainedModel, about: DatasetInfo
 ) -> Iterator[Prediction]:
-    import torch
-
+    # Threads suffice, since Pillow decodes without the interpreter's lock; a batch at a time, so
+    # that a folder of any size takes the memory of one.
     with ThreadPoolExecutor() as pool:
-        for batch in _batches(_inputs(config.images), config.batch_size):
-            read = list(pool.map(_read, [source for _, source in batch]))
+        for inputs in _chunks(_inputs(config.images), config.batch_size):
+            read = list(pool.map(lambda each: _read(each[1], about), inputs))
             pixels = [each for each in read if not isinstance(each, str)]
-            found: Iterator[tuple[tuple[str, float], ...]] = iter(())
-            if pixels:
-                logits = model.logits(torch.stack([torch.from_numpy(each) for each in pixels]))
-                top = logits.double().softmax(dim=1).topk(min(config.top, len(about.classes)))
-                found = (
-                    tuple((about.classes[int(k)], float(p)) for k, p in zip(*row, strict=True))
-                    for row in zip(top.indices, top.values, strict=True)
-                )
-            for (name, _), each in zip(batch, read, strict=True):
+            found = _classified(pixels, config, model, about)
+            for (name, _), each in zip(inputs, read, strict=True):
                 if isinstance(each, str):
                     yield Prediction(name, (), each)
                 else:
                     yield Prediction(name, next(found))
 
 
+def _classified(
+    pixels: list[NDArray[np.uint8]], config: PredictConfig, model: TrainedModel, about: DatasetInfo
+) -> Iterator[tuple[tuple[str, float], ...]]:
+    """Yield each image's most probable classes."""
+    import numpy as np
+    import torch
+
+    from cifar_dist.inference.sharded import batched_logits
+
+    if not pixels:
+        return
+    for logits in batched_logits(model.logits, np.stack(pixels), config.batch_size):
+        probabilities = torch.from_numpy(logits).double().softmax(dim=1)
+        top = probabilities.topk(min(config.top, len(about.classes)))
+        for row in zip(top.indices, top.values, strict=True):
+            yield tuple((about.classes[int(k)], float(p)) for k, p in zip(*row, strict=True))
+
+
 def _inputs(words: Iterable[str]) -> Iterator[tuple[str, Path | bytes]]:
-    from cifar_dist.data.pictures import pictures_in
+    from cifar_dist.inference.images import pictures_in
 
     for word in words:
         if word == STANDARD_INPUT:
@@ -99,7 +114,9 @@ def _inputs(words: Iterable[str]) -> Iterator[tuple[str, Path | bytes]]:
 
 
 def _from_standard_input(content: bytes) -> Iterator[tuple[str, Path | bytes]]:
-    """An image, or names of images."""
+    """Yield an image, or the images whose names standard input holds."""
+    # Only the first line decides: an image's bytes are no file's name, and a missing file among
+    # many names is reported as such. Strict decoding would raise for an image.
     lines = content.splitlines()
     if all(Path(line.decode(errors="replace")).exists() for line in lines[:1]) and lines:
         yield from ((name, Path(name)) for name in map(bytes.decode, lines) if name)
@@ -107,18 +124,18 @@ def _from_standard_input(content: bytes) -> Iterator[tuple[str, Path | bytes]]:
         yield STANDARD_INPUT, content
 
 
-def _batches(
+def _chunks(
     inputs: Iterator[tuple[str, Path | bytes]], size: int
 ) -> Iterator[list[tuple[str, Path | bytes]]]:
-    while batch := list(islice(inputs, size)):
-        yield batch
+    while chunk := list(islice(inputs, size)):
+        yield chunk
 
 
-def _read(source: Path | bytes) -> NDArray[np.uint8] | str:
-    from cifar_dist.data.pictures import read_picture
+def _read(source: Path | bytes, about: DatasetInfo) -> NDArray[np.uint8] | str:
+    from cifar_dist.inference.images import read_picture
 
     try:
-        return read_picture(source)
+        return read_picture(source, about.side, about.channels)
     except ValueError as error:
         return str(error)
 
@@ -132,14 +149,16 @@ def _line(prediction: Prediction, form: str) -> str:
 
 
 def main(words: list[str]) -> None:
-    """Parse, predict, print a line an image, and to standard error what goes wrong and how fast."""
+    """Parse, predict, print a line an image, and errors and speed to standard error."""
     config = parse_predict(words)
     done = wrong = 0
-    predictions = predict(config, lambda event: print(event["message"], file=sys.stderr))
+    predictions = predict(config, message_to_stderr)
     began = time.monotonic()
     for prediction in predictions:
         if prediction.error is not None:
             wrong += 1
+            # One bad file among thousands does not end the command; the exit code shows it at the
+            # end.
             print(f"error: {prediction.image}: {prediction.error}", file=sys.stderr)
             continue
         done += 1

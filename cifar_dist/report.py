@@ -1,4 +1,4 @@
-"""``python -m cifar_dist.report``: a run, a search or several runs as a page to look at."""
+"""``python -m cifar_dist.report``: draw a run, a search or several runs as an HTML page."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import traceback
 from collections.abc import Sequence
 
 from cifar_dist.cli import parse_report, run_command
+from cifar_dist.config.report import ReportConfig
 from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.launching import shown
-from cifar_dist.report_config import ReportConfig
 from cifar_dist.storage import AnyPath, StoreError, StorePath, at
+from cifar_dist.terminal.hints import shown
 
 
 def report(
@@ -24,7 +24,7 @@ def report(
         paths: the directory of a run or a search, or those of several runs.
         output: the file; else ``report.html`` in the directory, or ``comparison.html`` here.
         data_dir: the folder with the run's images, if not where they were. They are only looked
-            for where the run has not kept its answers to them.
+            for where the run has not kept its predictions for them.
 
     Returns:
         The file.
@@ -40,7 +40,7 @@ def report(
 
 
 def main(words: list[str]) -> None:
-    """Parse, draw, and print where it is."""
+    """Parse, draw, and print the file's path."""
     config: ReportConfig = parse_report(words)
     try:
         file = report(config.paths, config.output, config.data_dir)

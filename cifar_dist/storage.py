@@ -1,6 +1,6 @@
-"""Where files are: on a disk, or in an object store.
+"""Paths of files on a disk or in an object store.
 
-What `pathlib.Path` is for a disk, `StorePath` is for an object store, with as much of the same
+`StorePath` is for an object store what `pathlib.Path` is for a disk, with as much of the same
 interface as a run's directory needs. pyarrow's file systems do the work, and are loaded when one is
 asked for. Credentials are theirs to find, on each node anew: they are never part of a path.
 """
@@ -12,10 +12,11 @@ import errno
 import fnmatch
 import functools
 import importlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,11 @@ class StorePath:
     key: str
     """Bucket and path, without slashes at the ends."""
     query: str = ""
-    """What its file system is told, e.g. ``endpoint_override=HOST:PORT&scheme=http``."""
+    """Options of its file system, e.g. ``endpoint_override=HOST:PORT&scheme=http``."""
 
     @classmethod
     def parse(cls, address: str) -> StorePath:
-        """The path that an address like ``s3://bucket/folder`` names.
+        """Return the path that an address like ``s3://bucket/folder`` names.
 
         Raises:
             UserError: it is none, or holds credentials.
@@ -73,62 +74,64 @@ class StorePath:
 
     @property
     def name(self) -> str:
-        """What is behind the last slash."""
+        """The part after the last slash."""
         return self.key.rpartition("/")[2]
 
     @property
     def parent(self) -> StorePath:
-        """What is before the last slash."""
+        """The part before the last slash."""
         return replace(self, key=self.key.rpartition("/")[0])
 
     @property
     def filesystem(self) -> Any:
-        """pyarrow's, which knows this path as ``key``."""
+        """pyarrow's file system, which knows this path as ``key``."""
         return _filesystem(self.scheme, self.key.partition("/")[0], self.query)
 
     def with_name(self, name: str) -> StorePath:
-        """Its neighbour of another name."""
+        """Return its neighbour of another name."""
         return self.parent / name
 
     def exists(self) -> bool:
-        """Whether there is a file, or a folder with files."""
+        """Return whether there is a file, or a folder with files."""
         return self._kind() != "NotFound"
 
     def is_file(self) -> bool:
-        """Whether it is a file."""
+        """Return whether it is a file."""
         return self._kind() == "File"
 
     def is_dir(self) -> bool:
-        """Whether it is a folder."""
+        """Return whether it is a folder."""
         return self._kind() == "Directory"
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a folder; a store needs none, but it takes a name."""
+        # A store has no folders that could collide: unchecked, a second run of a name would write
+        # into the first one's.
         if not exist_ok and self.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
         with self._errors():
             self.filesystem.create_dir(self.key, recursive=True)
 
     def iterdir(self) -> Iterator[StorePath]:
-        """What is in a folder."""
+        """Return what is in a folder."""
         selector = importlib.import_module("pyarrow.fs").FileSelector
         with self._errors():
             found = self.filesystem.get_file_info(selector(self.key, allow_not_found=True))
         return (self / info.base_name for info in found)
 
     def glob(self, pattern: str) -> Iterator[StorePath]:
-        """What is in a folder and has a name like this."""
+        """Return what is in a folder and has a name like this."""
         return (each for each in self.iterdir() if fnmatch.fnmatchcase(each.name, pattern))
 
     def read_bytes(self) -> bytes:
-        """All of a file."""
+        """Read all of a file."""
         # Not as a stream, which asks for it in hundreds of small parts.
         with self._errors(), self.filesystem.open_input_file(self.key) as file:
             content: bytes = file.read()
             return content
 
     def read_text(self, encoding: str = "utf-8") -> str:
-        """All of a text file."""
+        """Read all of a text file."""
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, content: bytes) -> None:
@@ -166,15 +169,18 @@ class StorePath:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """pyarrow's errors as a file's."""
+        """Raise pyarrow's errors as a file's."""
         try:
             yield
+        # These mean to callers what they mean on a disk. All others become one kind of error with a
+        # message of one line, which the command line turns into exit 2.
         except (FileNotFoundError, FileExistsError, PermissionError):
             raise
         except (OSError, ValueError) as error:
             raise StoreError(errno.EIO, first_line(error), str(self)) from None
 
 
+# Once a process: each new file system looks for credentials and opens connections of its own.
 @functools.cache
 def _filesystem(scheme: str, bucket: str, query: str) -> Any:
     opened, _ = importlib.import_module("pyarrow.fs").FileSystem.from_uri(
@@ -187,7 +193,7 @@ AnyPath = Path | StorePath
 
 
 def at(text: str | os.PathLike[str] | StorePath) -> AnyPath:
-    """The path that a ``--storage-path`` or a file in it names; a disk's is absolute.
+    """Return the path that a ``--storage-path`` or a file in it names; a disk's is absolute.
 
     Raises:
         UserError: an address of no known store.
@@ -206,13 +212,15 @@ def delete_folder(folder: AnyPath) -> None:
         with contextlib.suppress(OSError):
             folder.delete_folder()
     else:
+        # Called in clean-ups, where an error would take the place of the one that is being raised.
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_writable(folder: AnyPath) -> bool:
-    """Whether files can be written there."""
+    """Return whether files can be written there."""
     if isinstance(folder, Path):
         return os.access(folder, os.W_OK)
+    # A store shows its permissions only to one who tries.
     probe = folder / f".{uuid.uuid4().hex[:8]}.tmp"
     try:
         probe.write_bytes(b"")
@@ -230,6 +238,8 @@ def write_atomically(file: AnyPath, content: bytes) -> None:
     """
     try:
         if isinstance(file, StorePath):
+            # No name aside: a store shows an object when its upload has ended, and renames by
+            # copying.
             file.write_bytes(content)
         else:
             _write_aside(file, content)
@@ -241,7 +251,8 @@ def write_atomically(file: AnyPath, content: bytes) -> None:
 
 
 def _write_aside(file: Path, content: bytes) -> None:
-    # A name that no other process takes.
+    # In the same folder, since a rename is atomic only within a file system; and with a name of its
+    # own, since two processes may write the same file.
     aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with aside.open("wb") as out:
@@ -252,3 +263,8 @@ def _write_aside(file: Path, content: bytes) -> None:
         os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def as_json(values: Mapping[str, Any]) -> bytes:
+    """Return the text of a JSON file."""
+    return (json.dumps(values, indent=2) + "\n").encode()

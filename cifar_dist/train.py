@@ -1,34 +1,31 @@
-"""``python -m cifar_dist.train``: train ResNet-18 on CIFAR-10 with DDP workers under Ray."""
+"""``python -m cifar_dist.train``: train an image classifier with DDP workers under Ray."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import shlex
 import sys
-import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from cifar_dist import __version__
 from cifar_dist.cli import parse_train, run_command
-from cifar_dist.cluster.progress import Display, duration
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.checks import check_image_side
+from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
-from cifar_dist.events import Event, Listener, Order, ignore
-from cifar_dist.launching import (
-    check_weights,
-    files_in,
-    git_commit,
-    interruption_noted,
-    leave_report,
-    resume_command,
-    shown,
-    with_absolute_paths,
-)
-from cifar_dist.runs import Outcome, RunDirectory
+from cifar_dist.events import Listener, Order, Plan, RestartCounter, ignore
+from cifar_dist.model.networks import check_network, check_starting_weights
+from cifar_dist.registry import SCHEDULES, dataset_traits
+from cifar_dist.reports.attempt import leave_report
+from cifar_dist.runs.commit import git_commit
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import Outcome
+from cifar_dist.signals import interruption_noted
+from cifar_dist.terminal.hints import files_in, resume_command, shown
+from cifar_dist.terminal.run import Display, duration
 
 COMMAND = "python -m cifar_dist.train"
 EVALUATE = ("python", "-m", "cifar_dist.evaluate")
@@ -36,12 +33,12 @@ EVALUATE = ("python", "-m", "cifar_dist.evaluate")
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` returns."""
+    """The result of `train`."""
 
     run: RunDirectory
     outcome: Outcome
     summary: dict[str, Any]
-    """What ``summary.json`` holds."""
+    """The content of ``summary.json``."""
 
 
 def train(config: TrainConfig, listener: Listener = ignore, command: str | None = None) -> Trained:
@@ -49,50 +46,46 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
 
     Args:
         config: the run. With ``num_workers=0`` it is trained in this process without Ray.
-        listener: told of progress, in this thread; see `cifar_dist.events`.
+        listener: notified of progress, in this thread; see `cifar_dist.events`.
         command: what was typed, for ``environment.json``.
 
     Raises:
         UserError: bad configuration or data, or too few resources; a new run leaves nothing.
         RunFailed: the run failed after its restarts.
-        Interrupted: the process was asked to stop; what is needed to go on is saved.
+        Interrupted: the process was asked to stop; what is needed to resume is saved.
     """
     began = time.monotonic()
-    seen = {"start": 0, "lost": 0}
-
-    def count(event: Event) -> None:
-        if event["kind"] in seen:
-            seen[event["kind"]] += 1
-        listener(event)
+    counter = RestartCounter(listener)
 
     def summarise(status: str, outcome: Outcome | None = None) -> dict[str, Any]:
         seconds = time.monotonic() - began
-        # Workers may be lost before they have started, and be replaced without having been lost.
-        restarts = max(seen["start"] - 1, seen["lost"], 0)
-        return run.write_summary(config.dataset, status, outcome, restarts, seconds)
+        return run.write_summary(config.dataset, status, outcome, counter.restarts, seconds)
 
     config = with_absolute_paths(config)
     run = RunDirectory.existing(config) if config.resume else RunDirectory.create(config)
     if not config.resume:
         run.write_config(config)
-    go_on = f"to go on: {resume_command(COMMAND, run.name, config.storage_path)}"
+    to_resume = f"to resume: {resume_command(COMMAND, run.name, config.storage_path)}"
     try:
-        outcome = _run(config, run, count, {"command": command, "git_commit": git_commit()})
+        outcome = _run(config, run, counter, {"command": command, "git_commit": git_commit()})
     except UserError:
+        # A refused resume changes nothing on disk.
         if not config.resume:
             run.discard()
         raise
     except (Interrupted, KeyboardInterrupt):
+        # Both errors, since in a notebook no handler of ours turns Ctrl-C into `Interrupted`.
         summarise("interrupted")
-        raise Interrupted(f"interrupted; {go_on}") from None
+        raise Interrupted(f"interrupted; {to_resume}") from None
     except RunFailed as error:
         with contextlib.suppress(RunFailed):  # no room for that either
             summarise("failed")
             if config.report:
                 leave_report(run, listener)
-        if isinstance(error, Diverged):  # going on as before would end there again
-            go_on += " --on-nonfinite skip"
-        raise type(error)(f"{error}\n{go_on}") from error
+        if isinstance(error, Diverged):  # resumed as it is, it would end there again
+            to_resume += " --on-nonfinite skip"
+        # Of the same type, by which callers distinguish a run that diverged.
+        raise type(error)(f"{error}\n{to_resume}") from error
     trained = Trained(run, outcome, summarise("completed", outcome))
     if config.report:
         leave_report(run, listener)
@@ -100,14 +93,16 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
 
 
 def _run(
-    config: TrainConfig, run: RunDirectory, listener: Listener, launched: dict[str, Any]
+    config: TrainConfig, run: RunDirectory, listener: RestartCounter, launched: dict[str, Any]
 ) -> Outcome:
     """Check what can be checked here, then train here or on a cluster."""
     from cifar_dist.data.cache import CachedDataset, prepare
-    from cifar_dist.data.sources import find_source
+    from cifar_dist.data.datasets import find_source
 
-    check_weights(config)
+    # Network and data are checked before Ray starts, which takes seconds and would delay a refusal.
+    check_network(config)
     source = find_source(config.dataset, str(config.data_dir))
+    check_image_side(config, source.image_side())
 
     def begin(where: str) -> CachedDataset:
         dataset = prepare(config.dataset, source)
@@ -122,12 +117,13 @@ def _run(
         return dataset
 
     if config.max_workers == 0:
+        check_starting_weights(config)
         from cifar_dist.training.fit import fit
 
         dataset = begin("this process, without Ray")
 
         def ask(step: int) -> Order:
-            return Order.STOP if interrupted() else Order.GO_ON
+            return Order.STOP if interrupted() else Order.CONTINUE
 
         try:
             with interruption_noted(listener) as interrupted:
@@ -140,13 +136,16 @@ def _run(
     from cifar_dist.cluster.resources import have_resources
     from cifar_dist.cluster.session import check_shared, session
 
-    if not config.use_gpu:  # GPUs that are not there are refused seconds earlier without it
-        # Loaded while Ray starts, which mostly waits: it brings torch.
-        behind = "cifar_dist.cluster.trainer"
-        threading.Thread(target=importlib.import_module, args=[behind]).start()
+    loading = ThreadPoolExecutor(1)
+    if not config.use_gpu:  # GPUs that are not there are refused seconds earlier without torch
+        # Submitted before Ray starts, which mostly waits.
+        loaded = loading.submit(_load_trainer, config)
     with session(config.verbose) as where:
         have_resources(config, listener)
         check_shared(run.path)
+        if config.use_gpu:
+            loaded = loading.submit(_load_trainer, config)
+        loaded.result()
         from cifar_dist.cluster.trainer import train_on_ray
 
         dataset = begin(where)
@@ -155,29 +154,37 @@ def _run(
         return outcome
 
 
-def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> Event:
+def _load_trainer(config: TrainConfig) -> None:
+    """Load torch and what trains on Ray, and refuse starting weights of another network.
+
+    Weights from a file load torchvision too; without any, only workers do.
+    """
+    check_starting_weights(config)
+    import cifar_dist.cluster.trainer  # noqa: F401
+
+
+def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> Plan:
     steps = dataset.steps_per_epoch(config.batch_size)
     device = "GPU" if config.use_gpu else "CPU"
     each = config.gpus_per_worker if config.use_gpu else config.cpus_per_worker
     on_gpu = f", {_arithmetic(config)}" if config.use_gpu else ""
     workers = f"{config.num_workers} workers x {each:g} {device} on " if config.max_workers else ""
-    return {
-        "kind": "plan",
-        "max_epochs": config.max_epochs,
-        "steps_per_epoch": steps,
-        "lines": [
-            f"cifar_dist {__version__}: ResNet-18 on {config.dataset} "
+    return Plan(
+        config.max_epochs,
+        steps,
+        lines=[
+            f"cifar_dist {__version__}: {config.network} on {config.dataset} "
             f"({dataset.train_images:,} training, {dataset.validation_images:,} validation, "
             f"{dataset.test_images:,} test images)",
             f"{workers}{where}; {config.max_epochs} epochs x {steps} steps, "
             f"batch size {config.batch_size}, {config.optimizer}, lr {config.lr:g}{on_gpu}",
             f"run {shown(run.path)}",
         ],
-    }
+    )
 
 
 def _arithmetic(config: TrainConfig) -> str:
-    """What a GPU computes convolutions in."""
+    """Return the arithmetic of a GPU's convolutions."""
     if config.precision == "32":
         return "TF32" if config.tf32 else "float32"
     return {"bf16-mixed": "bf16", "16-mixed": "fp16"}[config.precision]
@@ -192,26 +199,32 @@ def _results(trained: Trained, config: TrainConfig) -> list[str]:
         f"(val_accuracy {summary['val_accuracy']:.4f})",
         f"done in {duration(summary['seconds'])}, {summary['restarts']} restarts",
         f"files in {shown(trained.run.path)}: {files_in(trained.run.path)}",
-        f"to train on: {_next_command(config, trained.run, more)}",
+        _next_run(config, trained.run, more),
         f"next: {shlex.join([*EVALUATE, str(shown(trained.run.path))])}",
     ]
 
 
-def _next_command(config: TrainConfig, run: RunDirectory, more: str) -> str:
-    if config.dataset == "digits":
-        return f"{COMMAND} --num-workers {config.num_workers} --max-epochs 3"
-    if config.schedule == "steplr":
-        return resume_command(COMMAND, run.name, config.storage_path, "--max-epochs", more)
-    return f"{COMMAND} --config {shown(run.config_file)} --seed {config.seed + 1}"
+def _next_run(config: TrainConfig, run: RunDirectory, more: str) -> str:
+    """Return a further run that suits this one, and what it does."""
+    # Data that come with a package are for trying things out: suggest the default data set.
+    if not dataset_traits(config.dataset).needs_folder:
+        title = dataset_traits(TrainConfig.dataset).title
+        return f"to train on {title}: {COMMAND} --num-workers {config.num_workers} --max-epochs 3"
+    if not SCHEDULES.about(config.schedule).needs_horizon:
+        longer = resume_command(COMMAND, run.name, config.storage_path, "--max-epochs", more)
+        return f"to train longer: {longer}"
+    again = f"--config {shown(run.config_file)} --seed {config.seed + 1}"
+    return f"to repeat with another seed: {COMMAND} {again}"
 
 
 def main(words: list[str]) -> None:
-    """Parse, train, and print what came of it."""
+    """Parse, train, and print the results."""
     config = parse_train(words)
     display = Display(sys.stdout)
     try:
         trained = train(config, display, command=shlex.join([*COMMAND.split(), *words]))
     finally:
+        # Else the error or the result would be written into the live line.
         display.close()
     for line in _results(trained, config):
         display.line(line)

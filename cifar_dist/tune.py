@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
 import time
@@ -12,42 +11,39 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_dist import __version__
 from cifar_dist.cli import parse_tune, run_command
-from cifar_dist.config import TrainConfig, read_settings
+from cifar_dist.config.checks import check_image_side
+from cifar_dist.config.files import read_settings
+from cifar_dist.config.train import TrainConfig, with_absolute_paths
+from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
-from cifar_dist.events import Event, Listener, ignore
-from cifar_dist.launching import (
-    check_weights,
-    files_in,
-    git_commit,
-    leave_report,
-    resume_command,
-    shown,
-    with_absolute_paths,
-)
-from cifar_dist.search import SearchDirectory
-from cifar_dist.spaces import Space
-from cifar_dist.tune_config import TuneConfig
+from cifar_dist.events import Listener, SearchPlan, ignore
+from cifar_dist.model.networks import check_network, check_starting_weights
+from cifar_dist.reports.attempt import leave_report
+from cifar_dist.runs.commit import git_commit
+from cifar_dist.search.directory import SearchDirectory
+from cifar_dist.search.space import Space, searched_space
+from cifar_dist.terminal.hints import files_in, resume_command, shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cifar_dist.cluster.ledger import Ledger
-    from cifar_dist.cluster.suggestions import Suggestions
     from cifar_dist.cluster.trials import Training
     from cifar_dist.data.cache import CachedDataset
+    from cifar_dist.search.suggestions import Optuna
+    from cifar_dist.search.trials import TrialTable
 
 COMMAND = "python -m cifar_dist.tune"
 
 
 @dataclass(frozen=True)
 class Searched:
-    """What `search` returns."""
+    """The result of `search`."""
 
     directory: SearchDirectory
     table: pd.DataFrame
-    """What ``trials.csv`` holds: a row a trial."""
+    """The content of ``trials.csv``: a row a trial."""
     summary: dict[str, Any]
-    """What ``summary.json`` holds."""
+    """The content of ``summary.json``."""
 
 
 def tune(
@@ -70,7 +66,7 @@ def search(
 
     Args:
         config: the search.
-        listener: told of progress, in this thread; see `cifar_dist.events`.
+        listener: notified of progress, in this thread; see `cifar_dist.events`.
         command: what was typed, for the trials' ``environment.json``.
         training: what a trial of one worker does instead of training; for measurements and tests.
 
@@ -78,27 +74,28 @@ def search(
         UserError: bad configuration, space or data, or too few resources; a new search leaves
             nothing.
         RunFailed: every trial failed.
-        Interrupted: the process was asked to stop; what is needed to go on is saved.
+        Interrupted: the process was asked to stop; what is needed to resume is saved.
     """
     began = time.monotonic()
-    config = dataclasses.replace(config, train=with_absolute_paths(config.train))
+    config = config.replace(train=with_absolute_paths(config.train))
     resume, storage_path = config.train.resume, config.train.storage_path
     if resume:
         directory = SearchDirectory.existing(config)
         space = directory.read_space()
         space.check(config.trial_base)
-        ledger, suggestions = _ledger(config, space, directory)
+        trial_table, suggestions = _trial_table(config, space, directory)
     else:
-        space = config.read_space()
-        ledger, suggestions = _ledger(config, space)
+        # All draws are made and checked before the directory exists, so that a refusal leaves none.
+        space = searched_space(config)
+        trial_table, suggestions = _trial_table(config, space)
         directory = SearchDirectory.create(config, space)
-    go_on = f"to go on: {resume_command(COMMAND, directory.name, storage_path)}"
+    to_resume = f"to resume: {resume_command(COMMAND, directory.name, storage_path)}"
 
     def finish(status: str) -> Searched:
-        table = ledger.write(directory)
+        table = trial_table.write(directory)
         summary = {
             "status": status,
-            **ledger.summary(),
+            **trial_table.summary(),
             "seconds": round(time.monotonic() - began, 3),
         }
         directory.write_summary(summary)
@@ -106,23 +103,24 @@ def search(
 
     try:
         launched = {"command": command, "git_commit": git_commit()}
-        _run(config, directory, ledger, suggestions, launched, listener, training)
+        _run(config, directory, trial_table, suggestions, launched, listener, training)
     except UserError:
         if not resume:
             directory.discard()
         raise
     except (Interrupted, KeyboardInterrupt):
         finish("interrupted")
-        raise Interrupted(f"interrupted; {go_on}") from None
+        raise Interrupted(f"interrupted; {to_resume}") from None
     except RunFailed as error:
         finish("failed")
-        raise RunFailed(f"{error}\n{go_on}") from error
-    unfinished = bool(ledger.summary()["unfinished"])
+        raise RunFailed(f"{error}\n{to_resume}") from error
+    unfinished = bool(trial_table.summary()["unfinished"])
     searched = finish("unfinished" if unfinished else "completed")
     if config.train.report:
         leave_report(directory, listener)
     if searched.summary["failed"] == len(searched.table):
         first = searched.table["error"].iloc[0]
+        # Raised last: the tables, which hold every trial's error, are written by then.
         raise RunFailed(
             f"all {len(searched.table)} trials failed, the first with: {first}; "
             f"their tracebacks are in {shown(directory.trials_folder)}"
@@ -130,36 +128,39 @@ def search(
     return searched
 
 
-def _ledger(
+def _trial_table(
     config: TuneConfig, space: Space, resumed: SearchDirectory | None = None
-) -> tuple[Ledger, Suggestions]:
-    """What is known of the trials, and where their values come from."""
-    from cifar_dist.cluster.ledger import Ledger
-    from cifar_dist.cluster.suggestions import Drawn, Optuna, drawn_values
+) -> tuple[TrialTable, Optuna | None]:
+    """Return the record of the trials, and Optuna where it suggests their values."""
+    from cifar_dist.search.suggestions import Optuna, drawn_values
+    from cifar_dist.search.trials import TrialTable
 
     drawn: Mapping[int, Mapping[str, Any]]
     if config.search == "optuna":
         drawn = {} if resumed is None else _suggested_before(resumed, space)
     else:
         drawn = drawn_values(config, space)
-    ledger = Ledger(config, space, drawn)
+    trial_table = TrialTable(config, space, drawn)
     if resumed is not None:
-        ledger.load(resumed)
+        trial_table.load(resumed)
     if config.search != "optuna":
-        return ledger, Drawn(ledger)
-    optuna = Optuna(config, space, ledger)
+        return trial_table, None
+    optuna = Optuna(config, space, trial_table)
     for number in drawn:
-        if ledger.finished(number):
-            optuna.tell(number, ledger.row(number))
-    return ledger, optuna
+        if trial_table.finished(number):
+            # In the order of numbers, so that a search that is resumed twice gives Optuna the same
+            # history.
+            optuna.observe(number, trial_table.row(number))
+    return trial_table, optuna
 
 
 def _suggested_before(directory: SearchDirectory, space: Space) -> dict[int, dict[str, Any]]:
-    """What trials were given in a search that is resumed, by number."""
+    """Return the values that trials of a resumed search were given, by number."""
     found = {}
     folders = directory.trials_folder.glob("t*")
     for number in sorted(int(folder.name.removeprefix("t")) for folder in folders):
         file = directory.trial(number).config_file
+        # A kill may come between a trial's folder and its config.
         if file.is_file():
             settings = read_settings(file)
             found[number] = {name: settings[name] for name in space.domains}
@@ -169,24 +170,30 @@ def _suggested_before(directory: SearchDirectory, space: Space) -> dict[int, dic
 def _run(
     config: TuneConfig,
     directory: SearchDirectory,
-    ledger: Ledger,
-    suggestions: Suggestions,
+    trial_table: TrialTable,
+    suggestions: Optuna | None,
     launched: dict[str, Any],
     listener: Listener,
     training: Training | None,
 ) -> None:
     """Check what can be checked here, then run the trials that are left."""
     from cifar_dist.data.cache import prepare
-    from cifar_dist.data.sources import find_source
+    from cifar_dist.data.datasets import find_source
 
     base = config.trial_base
     optuna = config.search == "optuna"
-    numbers = list(range(config.num_samples)) if optuna else ledger.numbers()
-    left = [number for number in numbers if not ledger.finished(number)]
-    for trial in _configs(config, ledger):
-        if trial.weights != "none":
-            check_weights(trial)
+    numbers = list(range(config.num_samples)) if optuna else trial_table.numbers()
+    left = [number for number in numbers if not trial_table.finished(number)]
+    trials = _configs(config, trial_table)
+    for trial in trials:
+        check_network(trial)
     source = find_source(base.dataset, str(base.data_dir))
+    image_side = source.image_side()
+    # Checked again, now that the images' size is known.
+    trial_table.space.check(base, image_side)
+    for trial in _configs(config, trial_table):
+        check_image_side(trial, image_side)
+    # Nothing is left to run, so Ray is not started.
     if not left:
         return
 
@@ -196,16 +203,18 @@ def _run(
     with session(config.train.verbose) as where:
         have_resources(base, listener, TUNE_FLAGS)
         check_shared(directory.path)
-        # Behind the check, since it loads Ray Tune: what is refused is refused seconds earlier.
+        # Imported after the checks: Ray Tune takes seconds to load, which would delay a refusal.
         from cifar_dist.cluster.trials import train_here
         from cifar_dist.cluster.tuner import run_trials, slots, tidy
 
         dataset = prepare(base.dataset, source)
-        for trial in _configs(config, ledger):
+        for trial in trials:
+            check_starting_weights(trial)
             dataset.check_batches(trial.batch_size, config.workers)
         for number in numbers:
             if number not in left:
-                tidy(directory, ledger, number)
+                # A driver that was killed may have left checkpoints of trials that had ended.
+                tidy(directory, trial_table, number)
             elif directory.trial(number).started_with_fingerprint() not in (
                 None,
                 dataset.fingerprint,
@@ -214,31 +223,35 @@ def _run(
                     f"--data-dir {base.data_dir}: holds other data than the search was started "
                     "with; name the folder that it was started with"
                 )
+        # Only now, when nothing refuses the search any more: a refused resume changes nothing.
         directory.write_config(config)
-        listener(_plan(config, directory, ledger, dataset, where, len(left), slots(config)))
+        listener(_plan(config, directory, trial_table, dataset, where, len(left), slots(config)))
         run_trials(
-            directory, ledger, suggestions, left, dataset.fingerprint, launched, listener,
+            directory, trial_table, suggestions, left, dataset.fingerprint, launched, listener,
             training or train_here,
         )  # fmt: skip
 
 
-def _configs(config: TuneConfig, ledger: Ledger) -> list[TrainConfig]:
-    """The trials' configs, as far as they are known beforehand."""
-    drawn = [ledger.drawn(number) for number in ledger.numbers()]
-    return [ledger.trial_config(each) for each in drawn if each is not None] or [config.trial_base]
+def _configs(config: TuneConfig, trial_table: TrialTable) -> list[TrainConfig]:
+    """Return the trials' configs, as far as they are known beforehand."""
+    # With Optuna nothing is drawn yet: then the settings that trials share are checked alone.
+    drawn = [trial_table.drawn(number) for number in trial_table.numbers()]
+    return [trial_table.trial_config(each) for each in drawn if each is not None] or [
+        config.trial_base
+    ]
 
 
 def _plan(
     config: TuneConfig,
     directory: SearchDirectory,
-    ledger: Ledger,
+    trial_table: TrialTable,
     dataset: CachedDataset,
     where: str,
     left: int,
     slots: int,
-) -> Event:
+) -> SearchPlan:
     base = config.trial_base
-    trials = config.num_samples if config.search == "optuna" else len(ledger.numbers())
+    trials = config.num_samples if config.search == "optuna" else len(trial_table.numbers())
     device, each = (
         ("GPU", config.gpus_per_trial) if base.use_gpu else ("CPU", config.cpus_per_trial)
     )
@@ -250,27 +263,26 @@ def _plan(
         else "no early stopping"
     )
     again = f", {left} of them left" if left < trials else ""
-    return {
-        "kind": "plan",
-        "max_epochs": base.max_epochs,
-        "trials": trials,
-        "finished": trials - left,
-        "metric": config.metric,
-        "mode": config.mode,
-        "lines": [
-            f"cifar_dist {__version__}: search of {', '.join(ledger.space.domains)} "
+    return SearchPlan(
+        max_epochs=base.max_epochs,
+        trials=trials,
+        finished=trials - left,
+        metric=config.metric,
+        mode=config.mode,
+        lines=[
+            f"cifar_dist {__version__}: search of {', '.join(trial_table.space.domains)} "
             f"({config.search}) on {base.dataset} ({dataset.train_images:,} training, "
             f"{dataset.validation_images:,} validation images)",
             f"{trials} trials{again}, {min(slots, left)} at a time ({workers}{each:g} {device} "
             f"each) on {where}; at most {base.max_epochs} epochs, {asha}, by {config.metric}",
             f"search {shown(directory.path)}",
         ],
-    }
+    )
 
 
 def _results(searched: Searched, config: TuneConfig) -> list[str]:
-    from cifar_dist.cluster.progress import duration
-    from cifar_dist.cluster.search_progress import ranking
+    from cifar_dist.terminal.run import duration
+    from cifar_dist.terminal.search import ranking
 
     summary, directory = searched.summary, searched.directory
     lines = ["the best trials:", *ranking(searched.table, config.metric, config.mode)]
@@ -289,7 +301,7 @@ def _results(searched: Searched, config: TuneConfig) -> list[str]:
     if summary["unfinished"]:
         lines.append(
             f"time budget of {config.time_budget} over, {summary['unfinished']} trials "
-            f"unfinished; to go on: "
+            f"unfinished; to resume: "
             f"{resume_command(COMMAND, directory.name, config.train.storage_path)}"
         )
     if summary["best_trial"] is not None:
@@ -299,10 +311,10 @@ def _results(searched: Searched, config: TuneConfig) -> list[str]:
 
 
 def main(words: list[str]) -> None:
-    """Parse, search, and print what came of it."""
+    """Parse, search, and print the results."""
     config = parse_tune(words)
 
-    from cifar_dist.cluster.search_progress import SearchDisplay
+    from cifar_dist.terminal.search import SearchDisplay
 
     display = SearchDisplay(sys.stdout)
     try:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
-    "train": ["config.py:TrainConfig"],
-    "tune": ["tune_config.py:TuneConfig"],
-    "evaluate": ["model_config.py:ModelConfig", "model_config.py:EvaluateConfig"],
-    "predict": ["model_config.py:ModelConfig", "model_config.py:PredictConfig"],
-    "report": ["report_config.py:ReportConfig"],
-    "export": ["model_config.py:ModelConfig", "model_config.py:ExportConfig"],
+    "train": ["config/train.py:TrainConfig"],
+    "tune": ["config/tune.py:TuneConfig"],
+    "evaluate": ["config/model.py:ModelConfig", "config/model.py:EvaluateConfig"],
+    "predict": ["config/model.py:ModelConfig", "config/model.py:PredictConfig"],
+    "report": ["config/report.py:ReportConfig"],
+    "export": ["config/model.py:ModelConfig", "config/model.py:ExportConfig"],
 }
 INTRODUCTION = """# Every flag
 
@@ -40,7 +40,9 @@ def settings(file: str, name: str) -> list[tuple[str, str, str]]:
         given = "" if field.value is None else ast.unparse(field.value)
         default = {"None": "", "True": "on", "False": "off"}.get(given, given.strip("'"))
         if default.startswith("TrainConfig."):
-            of_train = {flag: value for flag, value, _ in settings("config.py", "TrainConfig")}
+            of_train = {
+                flag: value for flag, value, _ in settings("config/train.py", "TrainConfig")
+            }
             default = of_train["--" + default.removeprefix("TrainConfig.").replace("_", "-")]
         shown = "--" + setting.replace("_", "-")
         if "Positional" in kind:

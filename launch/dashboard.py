@@ -1,4 +1,4 @@
-"""A cluster's job server: which addresses may be spoken to, and with which token."""
+"""A cluster's job server: the addresses that may be contacted, and the token for it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ CONNECT_TIMEOUT_S = 5
 
 
 def check_address(address: str, insecure: bool) -> None:
-    """See that a job server can be spoken to without telling strangers.
-
-    What is sent there is code that the cluster runs, and a token that lets anybody run more.
+    """Check that a job server can be contacted without strangers reading along.
 
     Args:
         address: ``http://HOST:PORT`` or ``https://HOST:PORT``.
@@ -38,12 +36,15 @@ def check_address(address: str, insecure: bool) -> None:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"{given}: is no address of a job server; give http://HOST:8265")
     if parts.username or parts.password:
-        raise UserError("--address: holds a password, which would be shown; leave it out")
+        raise UserError("--address: holds a password, which would be shown; omit it")
     try:
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise UserError(f"{given}: {parts.hostname} is not known ({error.strerror})") from None
+    # All of a name's addresses must be private: the client may use any of them.
     hosts = [ipaddress.ip_address(str(each[4][0]).split("%")[0]) for each in found]
+    # A job is code that the cluster runs, and the token lets anybody run more: read or changed on
+    # the way, it gives the cluster away.
     if parts.scheme == "http" and not insecure and not all(host.is_private for host in hosts):
         raise UserError(
             f"{given}: plain http over a public network shows the token and lets others change the "
@@ -54,24 +55,25 @@ def check_address(address: str, insecure: bool) -> None:
         socket.create_connection((parts.hostname, port), CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise UserError(
-            f"{given}: nothing answers ({error}); see that the cluster runs, with its dashboard "
+            f"{given}: nothing answers ({error}); check that the cluster runs, with its dashboard "
             "(ray start --head), and that this is the dashboard's port"
         ) from None
 
 
 def connect(address: str, insecure: bool = False) -> JobSubmissionClient:
-    """A client of a cluster's job server, with this machine's token where there is one.
+    """Return a client of a cluster's job server, with this machine's token where there is one.
 
     Raises:
-        UserError: it cannot be spoken to, or wants another token.
+        UserError: it cannot be contacted, or wants another token.
     """
+    # Before Ray is imported, so that a refusal is immediate.
     check_address(address, insecure)
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     from cifar_dist.cluster.session import token_advice, use_token
 
-    # They would tell of each .gitignore that they read.
+    # They would log each .gitignore that they read, between the lines of the job's own output.
     for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk",
                  "_private.runtime_env"):  # fmt: skip
         logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)

@@ -38,7 +38,7 @@ AGENT_TIMEOUT_S = 60
 
 
 def main(words: list[str]) -> None:
-    """Parse, do, and print what came of it."""
+    """Parse, do, and print the results."""
     chosen = _parse(words)
     try:
         _do(chosen, chosen.address)
@@ -106,6 +106,7 @@ def follow(client: JobSubmissionClient, address: str, job: str) -> int:
     """
     from cifar_dist.cluster.threads import InThread
 
+    # In a thread, so that this one only waits, and acts on a signal at once.
     output = InThread(lambda: asyncio.run(_print_output(client, job)))
     with _interruptions() as count:
         asked = False
@@ -123,6 +124,7 @@ def follow(client: JobSubmissionClient, address: str, job: str) -> int:
             f"{_to_follow(address, job)}"
         )
     info = client.get_job_info(job)
+    # The output may end before the job's state does.
     while not info.status.is_terminal():
         time.sleep(LOOK_S)
         info = client.get_job_info(job)
@@ -130,18 +132,20 @@ def follow(client: JobSubmissionClient, address: str, job: str) -> int:
         return 130
     if info.status == "SUCCEEDED":
         return 0
-    if info.driver_exit_code is None:  # it never began, and said nothing
+    if info.driver_exit_code is None:  # it never began, and printed nothing
         print(info.message or "the job failed", file=sys.stderr)
     return info.driver_exit_code or 1
 
 
 async def _print_output(client: JobSubmissionClient, job: str) -> None:
-    """Print a job's output as it comes, going on where a lost connection broke off."""
+    """Print a job's output as it comes, and resume it where a lost connection broke off."""
     shown = 0
     for attempt in range(RECONNECTIONS):
         seen = 0
         try:
             async for text in client.tail_job_logs(job):
+                # A new connection sends the output from its beginning: what is shown already is
+                # skipped.
                 new = text[max(shown - seen, 0) :]
                 seen += len(text)
                 shown = max(shown, seen)
@@ -155,8 +159,10 @@ async def _print_output(client: JobSubmissionClient, job: str) -> None:
 
 @contextlib.contextmanager
 def _interruptions() -> Iterator[Any]:
-    """While this lasts signals are only counted; yields what tells how many there were."""
+    """Only count signals while this lasts; yields a function that returns their number."""
     seen: list[int] = []
+    # Counted and not raised: an error in the middle of a request would leave open whether the job
+    # was asked to stop.
     before = {
         each: signal.signal(each, lambda number, frame: seen.append(number))
         for each in (signal.SIGINT, signal.SIGTERM)
@@ -169,7 +175,7 @@ def _interruptions() -> Iterator[Any]:
 
 
 def _entrypoint(command: list[str]) -> str:
-    """The command line of a job.
+    """Return the command line of a job.
 
     Raises:
         UserError: it could not run there, or would leave its results where nobody finds them.
@@ -178,6 +184,8 @@ def _entrypoint(command: list[str]) -> str:
         names = ", ".join(COMMANDS)
         given = command[0] if command else "nothing"
         raise UserError(f"{given}: is no command to submit; write '-- COMMAND ...' with {names}")
+    # Parsed here too, by the command's own parser: a misspelt flag is refused at once, and not by a
+    # job minutes later.
     name, *words = command
     if name == "evaluate":
         given = path = parse_evaluate(words).model
@@ -193,7 +201,7 @@ def _entrypoint(command: list[str]) -> str:
 
 
 def _storage_path(name: str, words: list[str]) -> str:
-    """Where a command would leave its results; its other words are checked on the way."""
+    """Return the folder of a command's results; its other words are checked on the way."""
     if "--resume" in words:  # its settings are where it was started
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--storage-path", default="runs")
@@ -212,7 +220,7 @@ def _list(client: JobSubmissionClient) -> None:
 
 
 def _known(client: JobSubmissionClient, job: str) -> None:
-    """See that a job is there.
+    """Check that a job is there.
 
     Raises:
         UserError: it is not.
@@ -235,6 +243,7 @@ def _leave_with(code: int) -> None:
 def _parse(words: list[str]) -> argparse.Namespace:
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> Any:
+            # argparse itself would print its usage of many lines.
             raise UserError(f"{message}; see {COMMAND} --help")
 
     parser = Parser(

@@ -14,12 +14,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.processes import PATIENCE_S, end_marked, mark_own
+
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 """Of commands that tests start: packages may have been installed into a folder that it names."""
 
+_MARK = mark_own()
+NEEDS_RAY_INTERNALS = pytest.mark.skipif(
+    os.environ.get("CIFAR_DIST_PLAIN_RAY", "") not in ("", "0"),
+    reason="CIFAR_DIST_PLAIN_RAY is set: what this tests needs Ray's private names",
+)
+
 # Tests start their own Ray, and never join one that somebody else runs on the machine.
 os.environ["RAY_ADDRESS"] = "local"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_left_behind() -> Iterator[None]:
+    """End what tests have started, failed ones too, and fail where there was anything to end."""
+    yield
+    if left := end_marked(_MARK):
+        lines = [f"{pid} {command[:150]}" for pid, command in sorted(left.items())]
+        pytest.fail("\n".join(["processes that tests left behind, now killed:", *lines]))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,7 +49,7 @@ def _nothing_undetermined_on_a_gpu(request: pytest.FixtureRequest) -> Iterator[N
     """In tests on a GPU an operation that is not deterministic raises."""
     with pytest.MonkeyPatch.context() as patch:
         if request.node.get_closest_marker("gpu"):
-            patch.setattr("cifar_dist.training.seeding.WARN_ONLY", False)
+            patch.setattr("cifar_dist.model.seeding.WARN_ONLY", False)
         yield
 
 
@@ -85,7 +102,7 @@ def run_command(folder: Path, *words: str, module: str = "cifar_dist.train") -> 
         env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 

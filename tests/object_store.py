@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cifar_dist.storage import at
+from tests.processes import PATIENCE_S
 
 BUCKET = "bucket"
 # Made anew, so that a search for the secret does not find this line.
@@ -36,7 +37,7 @@ def object_store(log: Path) -> Iterator[str]:
             stdout=out, stderr=out,
         )  # fmt: skip
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE_S
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 
@@ -29,3 +30,27 @@ def test_links_between_pages_lead_somewhere(page) -> None:
 
 def test_the_readme_can_be_read_at_once() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
+def test_every_station_of_the_five_ways_is_there() -> None:
+    stations = re.findall(
+        r"^\| `(cifar_dist/\S+\.py)` \| `(\w+)` \|",
+        (ROOT / "docs" / "how-it-works.md").read_text(),
+        re.M,
+    )
+    assert len(stations) > 30
+    for file, name in stations:
+        found = {
+            node.name
+            for node in ast.walk(ast.parse((ROOT / file).read_text()))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        }
+        assert name in found, f"{file}: {name}"
+
+
+def test_the_headings_of_the_five_ways_count_their_files() -> None:
+    page = (ROOT / "docs" / "how-it-works.md").read_text()
+    for way in page.split("\n## ")[1:]:
+        files = re.findall(r"^\| `(\S+\.py)`", way, re.M)
+        assert len(files) == len(set(files))
+        assert way.splitlines()[0].split("(")[1].startswith(f"{len(files)} files")

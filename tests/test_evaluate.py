@@ -1,4 +1,4 @@
-"""What `evaluate` measures: each image once, the run's own figures, whatever the workers."""
+"""What `evaluate` measures: each image once, the run's own metrics, whatever the workers."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import pandas as pd
 import pytest
 import torch
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.model import EvaluateConfig, PredictConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset, prepare
-from cifar_dist.data.datamodule import Share
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import LabelledImages, find_source
 from cifar_dist.errors import UserError
-from cifar_dist.evaluate import Evaluated, evaluate
-from cifar_dist.model.answers import Answers
-from cifar_dist.model.resnet import read_weights
-from cifar_dist.model.scores import score
-from cifar_dist.model.trained import load_trained
-from cifar_dist.model_config import EvaluateConfig, PredictConfig
+from cifar_dist.evaluate import Evaluated, _text, _write_hardest, evaluate
+from cifar_dist.inference.lookup import trained_config
+from cifar_dist.inference.model import load_trained
+from cifar_dist.inference.predictions import Predictions
+from cifar_dist.inference.scores import score
+from cifar_dist.inference.sharded import shard_logits
+from cifar_dist.model.weights import read_weights
 from cifar_dist.predict import predict
 from cifar_dist.train import Trained, train
-from cifar_dist.training.shares import logits_of_share
 from tests.conftest import run_command
 
 
@@ -55,10 +55,10 @@ def test_it_finds_what_the_run_found(trained: Trained) -> None:
     assert evaluated(trained, split="train").scores.images == 144
 
 
-def test_the_run_kept_the_answers_that_are_found_again(
+def test_the_run_kept_the_predictions_that_are_found_again(
     trained: Trained, dataset: CachedDataset
 ) -> None:
-    kept = Answers.from_bytes(trained.run.answers_file.read_bytes())
+    kept = Predictions.from_bytes(trained.run.predictions_file.read_bytes())
     again = score(kept.logits, kept.labels, kept.classes)
     found = evaluated(trained).scores
     assert np.array_equal(again.confusion, found.confusion)
@@ -80,7 +80,7 @@ def test_files_hold_what_is_returned(trained: Trained) -> None:
     hardest = sorted((trained.run.path / "hardest-test").iterdir())
     assert len(hardest) == 24
     assert hardest[0].name.startswith("01-")
-    # The right class is the least probable for the first: the model takes it for another.
+    # The label is the least probable for the first: the model predicts another class.
     first = next(predict(PredictConfig(model=str(trained.run.path), images=(str(hardest[0]),))))
     assert first.classes[0][0] != hardest[0].stem.removeprefix("01-")
 
@@ -89,13 +89,11 @@ def test_files_hold_what_is_returned(trained: Trained) -> None:
 def test_workers_parts_make_up_the_whole_to_the_bit(
     trained: Trained, dataset: CachedDataset, workers: int
 ) -> None:
-    config = EvaluateConfig(model=str(trained.run.path)).trained()
+    config = trained_config(EvaluateConfig(model=str(trained.run.path)))
     weights = read_weights(str(trained.run.model_file))
     model = load_trained("weights", weights, config, dataset.about)
-    whole = logits_of_share(model, dataset, "test", 12, Share(0, 1))
-    parts = [
-        logits_of_share(model, dataset, "test", 12, Share(rank, workers)) for rank in range(workers)
-    ]
+    whole = shard_logits(model, dataset, "test", 12)
+    parts = [shard_logits(model, dataset, "test", 12, rank, workers) for rank in range(workers)]
     assert whole.shape == (40, 10)
     assert np.array_equal(np.concatenate(parts), whole)
 
@@ -121,13 +119,13 @@ def test_weights_of_ones_own_are_measured_too(
 
 
 def test_figures_are_those_of_the_definitions() -> None:
-    # Four images of two classes, answered with confidence 0.8, 0.6, 0.8 and 0.6, one wrongly.
+    # Four images of two classes, predicted with confidence 0.8, 0.6, 0.8 and 0.6, one wrongly.
     odds = np.log(np.array([[4, 1], [1.5, 1], [1, 4], [1.5, 1]]))
     labels = np.array([0, 0, 1, 1])
     found = score(odds.astype(np.float32), labels, ("cat", "dog"))
     assert found.accuracy == 0.75
     assert found.loss == pytest.approx(-np.log([0.8, 0.6, 0.8, 0.4]).mean())
-    # Of two answers with 0.8 both are right, of two with 0.6 one is.
+    # Of two predictions with 0.8 both are correct, of two with 0.6 one is.
     assert found.ece == pytest.approx((2 * 0.2 + 2 * 0.1) / 4, abs=1e-6)
     assert found.confusion.tolist() == [[2, 0], [1, 1]]
     assert found.per_class.to_dict("list") == {
@@ -137,6 +135,37 @@ def test_figures_are_those_of_the_definitions() -> None:
         "recall": [1.0, 0.5],
         "f1": [pytest.approx(0.8), pytest.approx(2 / 3)],
     }
+
+
+def printed(classes: tuple[str, ...]) -> list[str]:
+    scores = score(np.eye(len(classes), dtype=np.float32), np.arange(len(classes)), classes)
+    return _text(Evaluated(Path("w"), "trees", "test", scores, None), "w").splitlines()
+
+
+def test_classes_that_begin_alike_are_told_apart_in_print() -> None:
+    lines = printed(("tree frog", "tree house", "tree"))
+    header = lines[
+        lines.index("confusion matrix, a row for each label, a column for each prediction:") + 1
+    ]
+    assert header.split() == ["tree", "frog", "tree", "house", "tree"]
+
+
+def test_a_confusion_matrix_too_wide_to_read_is_not_printed() -> None:
+    lines = printed(tuple(map(str, range(300))))
+    assert lines[-1] == "confusion of 300 classes: too wide to print; --format json has it"
+    assert max(map(len, lines)) < 100
+
+
+def test_the_hardest_of_300_classes_are_named_by_their_own(tmp_path: Path) -> None:
+    labels = np.array([299, 256, 0, 43], np.int16)
+    classes = (*(f"class/{number}" for number in range(299)), "the last one")
+    logits = np.zeros((4, 300), np.float32)
+    logits[range(4), labels] = [1, 2, 3, 4]
+    images = LabelledImages(np.zeros((4, 1, 8, 8), np.uint8), labels)
+    _write_hardest(tmp_path, "test", logits, images, np.arange(4), classes)
+    assert sorted(file.name for file in (tmp_path / "hardest-test").iterdir()) == [
+        "01-the_last_one.png", "02-class_256.png", "03-class_0.png", "04-class_43.png"
+    ]  # fmt: skip
 
 
 def test_other_data_than_the_runs_is_refused(trained: Trained, small_parquet: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `export` writes: the model's own answers, where neither Ray nor Lightning is installed."""
+"""What `export` writes: the model's own logits, where neither Ray nor Lightning is installed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.model import ExportConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 from cifar_dist.errors import RunFailed
 from cifar_dist.export import export
-from cifar_dist.launching import model_of
-from cifar_dist.model_config import ExportConfig
+from cifar_dist.inference.model import model_of
 from cifar_dist.train import train
+from tests.processes import PATIENCE_S
 
 BLOCKED = """
 import sys
@@ -85,7 +86,7 @@ def test_a_file_gives_the_models_logits_without_ray_and_lightning(
     subprocess.run(
         [sys.executable, "-c", BLOCKED + LOADERS[form] + SAVE, str(found.file),
          str(tmp_path / "images.npy"), str(out)],
-        check=True, timeout=120,
+        check=True, timeout=PATIENCE_S,
     )  # fmt: skip
     import torch
 
@@ -95,16 +96,16 @@ def test_a_file_gives_the_models_logits_without_ray_and_lightning(
     assert tuple(loaded["classes"]) == dataset.classes
 
 
-def test_a_file_that_answers_otherwise_is_not_kept(
+def test_a_file_with_other_logits_is_not_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cifar_dist.model import exported
+    from cifar_dist.inference import exported
 
     right = exported._safetensors
 
     def wrong(module, about):
-        content, answer = right(module, about)
-        return content, lambda images: answer(images) + 0.01
+        content, logits_of = right(module, about)
+        return content, lambda images: logits_of(images) + 0.01
 
     monkeypatch.setattr(exported, "_safetensors", wrong)
     config = ExportConfig(model=str(run), format="safetensors", output=str(tmp_path / "x"))
@@ -139,8 +140,9 @@ def test_extras_that_are_missing_are_named(run: Path, monkeypatch: pytest.Monkey
         export(ExportConfig(model=str(run), format="onnx"))
 
 
-def test_what_is_inside_is_told_by_the_environment_file(run: Path) -> None:
+def test_the_environment_file_says_what_the_data_set_was(run: Path) -> None:
     saved = json.loads((run / "environment.json").read_text())["dataset"]
     assert saved["name"] == "cifar10"
     assert len(saved["classes"]) == 10
     assert len(saved["mean"]) == len(saved["std"]) == 3
+    assert saved["side"] == 32

@@ -11,6 +11,8 @@ import pytest
 
 from tests.conftest import ROOT, run_command
 
+pytestmark = pytest.mark.slow
+
 
 def suggested(said: str) -> tuple[str, list[str]]:
     """Module and words of the command that an output ends with."""

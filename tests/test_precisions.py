@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -12,15 +11,17 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.model import EvaluateConfig, ExportConfig, PredictConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.evaluate import evaluate
+from cifar_dist.events import Warned
 from cifar_dist.export import export
-from cifar_dist.launching import model_of
-from cifar_dist.model_config import NO_HALF_ON_CPU, EvaluateConfig, ExportConfig, PredictConfig
+from cifar_dist.inference.lookup import NO_HALF_ON_CPU
+from cifar_dist.inference.model import model_of
 from cifar_dist.predict import predict
 from cifar_dist.report import report
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import Trained, train
 from tests.conftest import encoded, run_command
 from tests.training.small import half_on_cpu
@@ -57,7 +58,7 @@ def float16(few_digits: Path, folder: Path) -> Trained:
         trained = train_one(few_digits, folder)
     on_gpus = {"use_gpu": True, "gpus_per_worker": None, "num_workers": 2}
     config = trained.run.read_config()
-    trained.run.write_config(dataclasses.replace(config, precision="16-mixed", **on_gpus))
+    trained.run.write_config(config.replace(precision="16-mixed", **on_gpus))
     return trained
 
 
@@ -65,7 +66,10 @@ def bfloat16(few_digits: Path, folder: Path) -> Trained:
     return train_one(few_digits, folder, precision="bf16-mixed", channels_last=True)
 
 
-@pytest.fixture(scope="module", params=[compiled, float16, bfloat16])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(compiled, marks=pytest.mark.slow), float16, bfloat16],
+)
 def of_a_kind(
     request: pytest.FixtureRequest, few_digits: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:
@@ -100,7 +104,7 @@ def test_it_predicts_what_it_is_evaluated_to(of_a_kind: Trained, tmp_path: Path)
         )
 
 
-def test_it_is_exported_with_the_answers_of_its_weights(of_a_kind: Trained, tmp_path: Path) -> None:
+def test_it_is_exported_with_the_logits_of_its_weights(of_a_kind: Trained, tmp_path: Path) -> None:
     file = tmp_path / "model.pt2"
     config = ExportConfig(model=str(of_a_kind.run.path), output=str(file), check_images=20)
     assert export(config).same_class == 20
@@ -113,11 +117,8 @@ def half(trained: Trained, tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "half")
     shutil.copytree(Path(str(trained.run.path)), Path(str(run.path)))
     config = trained.run.read_config()
-    run.write_config(
-        dataclasses.replace(
-            config, use_gpu=True, gpus_per_worker=None, num_workers=2, precision="16-mixed"
-        )
-    )
+    on_gpus = {"use_gpu": True, "gpus_per_worker": None, "num_workers": 2}
+    run.write_config(config.replace(precision="16-mixed", **on_gpus))
     return run
 
 
@@ -128,7 +129,7 @@ def test_a_model_of_float16_is_evaluated_in_float32_where_no_gpu_is_used(
     found = evaluate(EvaluateConfig(model=str(half.path)), heard.append)
     assert found.scores.accuracy == trained.summary["test_accuracy"]
     assert found.scores.loss == pytest.approx(trained.summary["test_loss"], rel=1e-5)
-    assert heard == [{"kind": "warning", "message": NO_HALF_ON_CPU}]
+    assert heard == [Warned(NO_HALF_ON_CPU)]
 
 
 def test_predict_says_in_one_line_that_it_computes_in_float32(
@@ -153,7 +154,7 @@ def test_what_was_typed_is_still_refused(half: RunDirectory) -> None:
 def test_a_model_of_float16_is_exported_and_reported(half: RunDirectory, trained: Trained) -> None:
     found = export(ExportConfig(model=str(half.path), check_images=20))
     assert found.same_class == found.images == 20
-    half.answers_file.unlink()
+    half.predictions_file.unlink()
     page = Path(str(report([half.path]))).read_text()
     right = round(trained.summary["test_accuracy"] * 40)
-    assert f"{right} of 40 test images were answered rightly" in page
+    assert f"{right} of 40 test images were classified correctly" in page

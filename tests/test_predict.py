@@ -1,7 +1,8 @@
-"""What `predict` answers: any image, each on its line, broken ones told and passed over."""
+"""What `predict` prints: a line for each image of any kind; unreadable ones are reported."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -12,17 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.model import PredictConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
-from cifar_dist.data.datamodule import Share
-from cifar_dist.data.pictures import read_picture
-from cifar_dist.data.sources import find_source
-from cifar_dist.launching import model_of
-from cifar_dist.model_config import PredictConfig
+from cifar_dist.data.datasets import find_source
+from cifar_dist.inference.images import read_picture
+from cifar_dist.inference.model import model_of
+from cifar_dist.inference.sharded import shard_logits
 from cifar_dist.predict import predict
 from cifar_dist.train import Trained, train
-from cifar_dist.training.shares import logits_of_share
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, encoded, run_command
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_images_of_the_data_set_get_what_evaluation_gives(
     found = list(predict(config))
     model, _ = model_of(config)
     dataset = prepare("cifar10", find_source("cifar10", str(few_digits)))
-    logits = logits_of_share(model, dataset, "test", 256, Share(0, 1)).astype(np.float64)
+    logits = shard_logits(model, dataset, "test", 256).astype(np.float64)
     odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert [Path(each.image).name for each in found] == [f"{n:03}.png" for n in range(40)]
     for each, expected in zip(found, odds, strict=True):
@@ -73,6 +74,26 @@ def test_the_model_needs_no_data_set(trained: Trained, pictures: Path, tmp_path:
     (run / "config.yaml").write_text(config.replace(data, str(tmp_path / "nowhere")))
     found = list(predict(PredictConfig(model=str(run), images=(str(pictures / "000.png"),))))
     assert len(found[0].classes) == 1
+
+
+@pytest.mark.parametrize(("said", "side"), [(None, 32), (32, 32), (20, 20)])
+def test_pictures_get_the_side_of_the_runs_data_set(
+    trained: Trained, pictures: Path, tmp_path: Path, said: int | None, side: int
+) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(Path(str(trained.run.path)), run)
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["dataset"].pop("side") == 32
+    if said is not None:  # runs of earlier versions do not say it
+        environment["dataset"]["side"] = said
+    (run / "environment.json").write_text(json.dumps(environment))
+    config = PredictConfig(model=str(run), images=(str(pictures / "000.png"),))
+    assert model_of(config)[1].side == side
+    (found,) = predict(config)
+    (whole,) = predict(dataclasses.replace(config, model=str(trained.run.path)))
+    assert (found.classes == whole.classes) == (side == 32)
 
 
 def test_a_folder_with_broken_files_is_done_but_for_them(
@@ -101,7 +122,7 @@ def test_standard_input_is_an_image_or_names_of_images(trained: Trained, picture
         words = [str(trained.run.path), "-", "--format", "jsonl", "--top", "2"]
         done = subprocess.run(
             [sys.executable, "-m", "cifar_dist.predict", *words],
-            cwd=ROOT, input=given, capture_output=True, timeout=120, check=True,
+            cwd=ROOT, input=given, capture_output=True, timeout=PATIENCE_S, check=True,
         )  # fmt: skip
         return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -126,8 +147,16 @@ def test_standard_input_is_an_image_or_names_of_images(trained: Trained, picture
 def test_pictures_of_any_kind_and_size_are_read(mode: str, form: str, size: tuple) -> None:
     file = io.BytesIO()
     Image.new(mode, size).save(file, form)
-    pixels = read_picture(file.getvalue())
-    assert (pixels.shape, pixels.dtype) == ((3, 32, 32), np.uint8)
+    for side, channels in ((32, 3), (8, 3), (28, 1)):
+        pixels = read_picture(file.getvalue(), side, channels)
+        assert (pixels.shape, pixels.dtype) == ((channels, side, side), np.uint8)
+
+
+def test_a_picture_of_the_data_sets_size_comes_out_as_it_is() -> None:
+    for shape in ((8, 8, 3), (28, 28)):
+        image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        pixels = read_picture(encoded(image), shape[0], channels=3 if len(shape) == 3 else 1)
+        assert np.array_equal(pixels.transpose(1, 2, 0).reshape(shape), image)
 
 
 def test_a_picture_is_turned_upright_and_shown_on_white() -> None:
@@ -137,19 +166,19 @@ def test_a_picture_is_turned_upright_and_shown_on_white() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
     Image.fromarray(image).save(file, "PNG", exif=exif)
-    assert read_picture(file.getvalue())[:, 0].min() == 255  # now a row at the top
+    assert read_picture(file.getvalue(), 32)[:, 0].min() == 255  # now a row at the top
     file = io.BytesIO()
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(file, "PNG")
-    assert read_picture(file.getvalue()).min() == 255
+    assert read_picture(file.getvalue(), 32).min() == 255
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"GIF89a\x01"])
 def test_what_is_no_picture_is_said_in_one_line(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
-        read_picture(content)
+        read_picture(content, 32)
 
 
-def test_a_missing_file_and_an_empty_folder_are_told(trained: Trained, tmp_path: Path) -> None:
+def test_a_missing_file_and_an_empty_folder_are_reported(trained: Trained, tmp_path: Path) -> None:
     run = str(trained.run.path)
     done = run_command(tmp_path, run, "none.png", module="cifar_dist.predict")
     assert done.code == 1

@@ -19,19 +19,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cifar_dist.config import TrainConfig
-from cifar_dist.data.sources import CIFAR10_CLASSES
+from cifar_dist.config.train import TrainConfig
+from cifar_dist.config.tune import make_tune_config
+from cifar_dist.data.datasets.cifar10 import CLASSES
 from cifar_dist.errors import UserError
-from cifar_dist.launching import leave_report
-from cifar_dist.model.answers import Answers
+from cifar_dist.events import Event, Warned
+from cifar_dist.inference.predictions import Predictions
 from cifar_dist.report import report
+from cifar_dist.reports.attempt import leave_report
 from cifar_dist.reports.search import Setting, importance_of
-from cifar_dist.runs import METRICS, Outcome, RunDirectory
-from cifar_dist.search import SearchDirectory
-from cifar_dist.spaces import read_space
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import METRICS, Outcome
+from cifar_dist.search.directory import SearchDirectory
+from cifar_dist.search.space import read_space
 from cifar_dist.train import train
-from cifar_dist.tune_config import make_tune_config
 from tests.conftest import ROOT, run_command
+from tests.processes import PATIENCE_S
 
 FINGERPRINT = "ab" * 32
 REPORT = "cifar_dist.report"
@@ -50,15 +53,15 @@ def history(epochs: int, workers: tuple[int, ...] = (2,), lr: float = 1e-3) -> l
     return rows
 
 
-def answers(classes: tuple[str, ...] = CIFAR10_CLASSES) -> Answers:
-    """To 60 images: all right but for three cats that are called dogs, one surer than the other."""
+def predictions(classes: tuple[str, ...] = CLASSES) -> Predictions:
+    """For 60 images: all correct but for three cats predicted as dogs, with rising confidence."""
     labels = np.arange(60, dtype=np.uint8) % 10
     logits = np.zeros((60, 10), np.float32)
     logits[np.arange(60), labels] = 3
     for image, odds in ((3, 4.0), (13, 9.0), (23, 6.0)):
         logits[image, 5] = odds
     images = np.random.default_rng(0).integers(0, 256, (60, 3, 32, 32)).astype(np.uint8)
-    return Answers.of("test", 3, classes, logits, labels, images, np.arange(60))
+    return Predictions.of("test", 3, classes, logits, labels, images, np.arange(60))
 
 
 def make_run(
@@ -66,7 +69,7 @@ def make_run(
     name: str = "run",
     epochs: int = 3,
     status: str = "completed",
-    kept: Answers | None = None,
+    kept: Predictions | None = None,
     workers: tuple[int, ...] = (2,),
     **settings: Any,
 ) -> RunDirectory:
@@ -77,7 +80,7 @@ def make_run(
     run.write_metrics(rows)
     run.write_environment({"python": "3.11.7", "gpus": [], "dataset_fingerprint": FINGERPRINT})
     if kept:
-        run.answers_file.write_bytes(kept.to_bytes())
+        run.predictions_file.write_bytes(kept.to_bytes())
     done = Outcome(rows, epochs, 57 / 60, 0.25, 60, 0, "c" * 64) if status == "completed" else None
     run.write_summary(config.dataset, status, done, restarts=1, seconds=3700.4)
     return run
@@ -180,7 +183,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> RunDirectory:
-    return make_run(folder, kept=answers(), workers=(2, 2, 1), lr=0.002)
+    return make_run(folder, kept=predictions(), workers=(2, 2, 1), lr=0.002)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +205,7 @@ def test_a_runs_page_says_what_its_files_say(pages: dict[str, Path], run: RunDir
     page = Read(pages["run"])
     assert page.all("html")[0]["lang"] == "en"
     for said in ("0.9500", "loss 0.2500", "0.7333", "epoch 3", "1:01:40", "502", "completed",
-                 "57 of 60 test images were answered rightly, by the weights of epoch 3",
+                 "57 of 60 test images were classified correctly, by the weights of epoch 3",
                  "Epoch 3 ended with 1 workers, the one before with 2.",
                  "1 restart of workers after failures"):  # fmt: skip
         assert said in page.text
@@ -214,16 +217,16 @@ def test_a_runs_page_says_what_its_files_say(pages: dict[str, Path], run: RunDir
     assert (settings["lr"], settings["max_epochs"]) == ("0.002", "3")
     assert dict(row for row in page.tables["Environment"])["python"] == "3.11.7"
     confusion = next(svg for svg in page.all("svg") if "confusion" in str(svg["aria-label"]))
-    assert "57 on the diagonal; most often confused: cat answered as dog, 3 times" in str(
+    assert "57 on the diagonal; most often confused: cat predicted as dog, 3 times" in str(
         confusion["aria-label"]
     )
 
 
-def test_mistakes_are_shown_the_surest_first_with_both_labels(
+def test_mistakes_are_shown_the_most_confident_first_with_both_labels(
     pages: dict[str, Path], run: RunDirectory
 ) -> None:
     page = Read(pages["run"])
-    assert [image["alt"] for image in page.all("img")] == ["labelled cat, answered dog"] * 3
+    assert [image["alt"] for image in page.all("img")] == ["labelled cat, predicted dog"] * 3
     confidences = re.findall(r"dog([\d.]+)%", page.text.replace(" ", "").replace("\n", ""))
     # exp(odds) against exp(3) for the label and 1 for each of eight others.
     expected = [np.exp(o) / (np.exp(o) + np.exp(3) + 8) for o in (9, 6, 4)]
@@ -232,7 +235,7 @@ def test_mistakes_are_shown_the_surest_first_with_both_labels(
     from PIL import Image
 
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(first))))
-    kept = answers()
+    kept = predictions()
     assert kept.mistakes.tolist() == [13, 23, 3]
     assert np.array_equal(pixels, kept.pictures[0].transpose(1, 2, 0))
 
@@ -258,7 +261,7 @@ def test_a_searchs_page_says_what_its_tables_say(pages: dict[str, Path]) -> None
     assert "importance of each setting: lr" in labels
 
 
-def test_importance_is_what_decides_and_too_few_trials_tell_nothing(folder: Path) -> None:
+def test_importance_is_what_decides_and_needs_enough_trials(folder: Path) -> None:
     random = np.random.default_rng(0)
     places = pd.DataFrame(random.uniform(1, 2, (40, 3)), columns=["noise", "strong", "weak"])
     settings = [Setting(name, places[name], 1, 2, {}) for name in places]
@@ -268,7 +271,7 @@ def test_importance_is_what_decides_and_too_few_trials_tell_nothing(folder: Path
     assert drops["mean_drop"][0] > 5 * drops["mean_drop"][1]
     assert explained > 0.7
     page = read(make_search(folder, trials=9, name="few"))
-    assert "9 trials have results: too few to tell." in page.text
+    assert "9 trials have results, too few to estimate importance" in page.text
 
 
 def test_a_comparison_shows_what_differs_and_nothing_else(pages: dict[str, Path]) -> None:
@@ -312,8 +315,8 @@ def test_the_same_files_give_the_same_bytes(pages: dict[str, Path], folder: Path
 
 def test_hostile_names_stay_text(folder: Path) -> None:
     hostile = '<script>alert("1")</script><img src=x onerror=alert(1)>'
-    classes = (hostile, "$x^{", "a&b", *CIFAR10_CLASSES[3:])
-    made = make_run(folder, "hostile", kept=answers(classes), data_dir=f"/data/{hostile}")
+    classes = (hostile, "$x^{", "a&b", *CLASSES[3:])
+    made = make_run(folder, "hostile", kept=predictions(classes), data_dir=f"/data/{hostile}")
     moved = folder / 'run "<i>$'
     shutil.move(made.path, moved)
     environment = {"command": hostile, "dataset_fingerprint": FINGERPRINT}
@@ -333,7 +336,7 @@ def test_hostile_names_stay_text(folder: Path) -> None:
 def test_an_interrupted_run_shows_its_curves_so_far(folder: Path) -> None:
     page = read(make_run(folder, "interrupted", epochs=2, status="interrupted"))
     assert "The run has not reached its last epoch: 2 of 3 epochs so far." in page.text
-    assert "There are no weights to measure" in page.text
+    assert "There are no weights to evaluate" in page.text
     assert len(page.all("svg")) == 4
 
 
@@ -343,8 +346,8 @@ def test_a_run_without_an_epoch_or_a_summary_has_a_page_too(folder: Path) -> Non
     run.environment_file.unlink()
     page = read(run)
     assert "not ended" in page.text
-    assert "No epoch is over yet." in page.text
-    assert "The run has not got so far as to write down its environment." in page.text
+    assert "No epoch has finished yet." in page.text
+    assert "The run ended before its environment was written." in page.text
 
 
 def test_a_run_that_diverged_shows_the_epochs_before(folder: Path) -> None:
@@ -359,7 +362,9 @@ def test_without_the_runs_images_the_page_says_so(folder: Path, tmp_path: Path) 
     run = make_run(folder, "elsewhere", data_dir=str(tmp_path))
     run.model_file.write_bytes(b"weights")
     page = read(run)
-    assert f"Classes and mistakes cannot be measured here. {tmp_path}: has no CIFAR-10" in page.text
+    assert (
+        f"Classes and mistakes cannot be evaluated here. {tmp_path}: has no CIFAR-10" in page.text
+    )
     assert list(tmp_path.iterdir()) == []  # nothing was downloaded
 
 
@@ -368,7 +373,7 @@ def test_a_search_without_tables_has_a_page_too(folder: Path) -> None:
     for file in (directory.trials_parquet, directory.history_file, directory.summary_file):
         file.unlink()
     page = read(directory)
-    assert "No trial has ended an epoch yet." in page.text
+    assert "No trial has finished an epoch yet." in page.text
 
 
 def test_what_was_kept_needs_neither_torch_nor_ray(run: RunDirectory, folder: Path) -> None:
@@ -380,7 +385,7 @@ loaded = {"torch", "ray", "lightning", "torchmetrics"} & set(sys.modules)
 sys.exit(" ".join(loaded) or 0)
 """
     words = [sys.executable, "-c", code, str(run.path), str(folder / "lean.html")]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     assert "57 of 60 test images" in Read(folder / "lean.html").text
 
@@ -398,17 +403,17 @@ def trained(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDi
     return train(config).run
 
 
-def test_a_run_leaves_its_report_and_answers_measured_again_are_the_same(
+def test_a_run_leaves_its_report_and_predictions_computed_again_are_the_same(
     trained: RunDirectory, tmp_path: Path
 ) -> None:
     by_itself = Read(Path(str(trained.report_file)))
     right = round(trained.read_summary()["test_accuracy"] * 40)
-    assert f"{right} of 40 test images were answered rightly" in by_itself.text
-    before = Answers.from_bytes(trained.answers_file.read_bytes())
+    assert f"{right} of 40 test images were classified correctly" in by_itself.text
+    before = Predictions.from_bytes(trained.predictions_file.read_bytes())
     assert before.epoch == trained.read_summary()["best_epoch"]
     without = tmp_path / "real"
     shutil.copytree(trained.path, without)
-    RunDirectory(without).answers_file.unlink()
+    RunDirectory(without).predictions_file.unlink()
     again = read(without)
     assert again.tables == by_itself.tables
     assert [image["src"] for image in again.all("img")] == [
@@ -416,28 +421,35 @@ def test_a_run_leaves_its_report_and_answers_measured_again_are_the_same(
     ]
 
 
-def test_test_images_are_left_alone_until_a_run_is_over(
+def test_predictions_are_found_by_the_name_of_version_0_1(run: RunDirectory, folder: Path) -> None:
+    old = RunDirectory(folder / "old")
+    shutil.copytree(run.path, old.path)
+    old.predictions_file.rename(old.path / "test-answers.safetensors")
+    assert "57 of 60 test images were classified correctly" in read(old).text
+
+
+def test_test_images_are_not_used_until_a_run_is_over(
     trained: RunDirectory, tmp_path: Path
 ) -> None:
     unfinished = RunDirectory(tmp_path / "real")
     shutil.copytree(trained.path, unfinished.path)
-    unfinished.answers_file.unlink()
+    unfinished.predictions_file.unlink()
     unfinished.write_summary("cifar10", "interrupted")
-    assert "of 16 validation images were answered rightly" in read(unfinished).text
+    assert "of 16 validation images were classified correctly" in read(unfinished).text
 
 
 def test_a_report_that_fails_does_not_fail_the_run(
     trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[dict[str, Any]] = []
+    heard: list[Event] = []
     broken = RunDirectory(tmp_path / "real")
     shutil.copytree(trained.path, broken.path)
     broken.metrics_file.write_text("epoch\nno number\n")
     leave_report(broken, heard.append)
     (warning,) = heard
-    assert warning["kind"] == "warning"
-    assert warning["message"].startswith("no report.html: ")
-    assert "\n" not in warning["message"]
+    assert isinstance(warning, Warned)
+    assert warning.message.startswith("no report.html: ")
+    assert "\n" not in warning.message
 
 
 # --- the command -----------------------------------------------------------------------------
@@ -453,7 +465,7 @@ def test_the_command_prints_where_the_page_is(run: RunDirectory, folder: Path) -
     [
         (["none"], "none: there is no such run; give the directory of one"),
         (["."], "is neither a run nor a search; give the directory of one"),
-        (["run", "search"], "search: is a search, and runs are compared"),
+        (["run", "search"], "search: is a search, and only runs are compared"),
         (["run", "other", "--data-dir", "x"], "--data-dir x: runs are compared without"),
     ],
 )  # fmt: skip
@@ -516,6 +528,7 @@ return [...document.querySelectorAll("img, svg[role=img]")].map(each => {
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "search", "comparison"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_picture_is_there_and_the_page_fits(
@@ -538,6 +551,7 @@ return [...table.tBodies[0].rows].map(row => row.cells[at].textContent);
 """
 
 
+@pytest.mark.slow
 def test_headings_sort_the_table_by_mouse_and_by_key(browser: Any, pages: dict[str, Path]) -> None:
     from selenium.webdriver.common.by import By
 
@@ -566,7 +580,7 @@ def test_headings_sort_the_table_by_mouse_and_by_key(browser: Any, pages: dict[s
     assert states == [["seconds", "descending"]]
     for _ in range(2):
         heading("reason").click()
-        assert column("reason")[-4:] == [""] * 4  # those without one stay behind the others
+        assert column("reason")[-4:] == [""] * 4  # those without one stay after the others
     assert browser.get_log("browser") == []
 
 
@@ -591,6 +605,7 @@ return [card, Math.min(...texts.map(each => between(light(colour(each)), card)),
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "search", "comparison"])
 def test_text_can_be_read_in_light_and_in_dark(
     browser: Any, pages: dict[str, Path], kind: str

@@ -16,9 +16,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cifar_dist.runs import RunDirectory
-from cifar_dist.search import SearchDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.search.directory import SearchDirectory
 from tests.conftest import PYTHON_PATH, Finished, run_command
+from tests.processes import PATIENCE_S
 from tests.test_train import one_line
 from tests.training.test_fit import without_timing
 
@@ -92,6 +93,7 @@ def test_bad_usage_is_refused_in_one_line(tmp_path: Path, words: list[str], said
         ("lr: {uniform: [1, 0.1]}", "lr: uniform [1, 0.1] (in my.yaml): must be"),
         ("batch_size: {choice: [1]}", "--batch-size 1: must be 2 or more"),
         ("lr: [", "--space my.yaml: is not YAML"),
+        ("crop_padding: {choice: [4, 33]}", "--crop-padding 33: images are 32 pixels wide; lower"),
     ],
 )
 def test_a_bad_space_is_refused_with_file_and_key(tmp_path: Path, text: str, said: str) -> None:
@@ -100,7 +102,7 @@ def test_a_bad_space_is_refused_with_file_and_key(tmp_path: Path, text: str, sai
     found = one_line(run_command(tmp_path, *words, module=TUNE))
     assert said in found
     assert "my.yaml" in found
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> Finished:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE_S)
     return Finished(process.returncode, out, err, 0.0)
 
 
@@ -153,7 +155,7 @@ def epochs_done(search: SearchDirectory) -> int:
 
 
 def wait_for_trials(search: SearchDirectory) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not epochs_done(search):
         assert time.monotonic() < deadline, "no trial began"
         time.sleep(0.05)
@@ -171,6 +173,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     return results(SearchDirectory.at(str(folder / "runs"), "s"))
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_to_the_same_table_in_an_object_store_too(
     tmp_path: Path, undisturbed: pd.DataFrame, store: str
 ) -> None:
@@ -196,7 +199,7 @@ def test_an_interrupted_search_says_how_to_go_on(tmp_path: Path, undisturbed: pd
     interrupted.send_signal(signal.SIGINT)
     done = finish(interrupted)
     assert done.code == 130
-    assert done.err == ("interrupted; to go on: python -m cifar_dist.tune --name s --resume\n")
+    assert done.err == ("interrupted; to resume: python -m cifar_dist.tune --name s --resume\n")
     assert search.read_summary()["status"] == "interrupted"
     assert finish(start(tmp_path, "--resume")).code == 0
     pd.testing.assert_frame_equal(results(search), undisturbed)

@@ -1,1 +1,1 @@
-"""Search spaces, one YAML file each; `cifar_dist.spaces` reads and checks them."""
+"""Search spaces, one YAML file each; `cifar_dist.search.space` reads and checks them."""

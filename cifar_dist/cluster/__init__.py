@@ -1,1 +1,1 @@
-"""Ray: starting workers, placing and restarting them, and what the person at the terminal sees."""
+"""Ray: starting workers, placing and restarting them."""

@@ -1,100 +1,78 @@
-"""What happens in the process of Ray Train's controller, next to what Ray does there.
+"""How workers ended, as Ray Train's controller learns and reports it.
 
 No torch here: the workers are started when the controller has loaded what it needs.
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import ray
-from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution import controller
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import (
-    InitializingState,
-    ReschedulingState,
-    ResizingState,
-    RestartingState,
-)
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train import UserCallback, WorkerGroupError
 
-from cifar_dist.events import Order
+from cifar_dist.events import WorkersLost
 
-WAIT_FOR_NODES_S = 1
-SAVE_BEFORE_RESIZE_S = 60
-"""How long workers that are to be replaced by more or fewer may take to save a checkpoint."""
+# A global, since Ray reaches a worker only by calling a function in its process: whatever object
+# trained there is out of reach.
+_ended_well = False
+"""In a worker's process: whether its training function has returned."""
 
 
-class Watch(ControllerCallback):
-    """Tells the driver of failures, and has a checkpoint written before workers are replaced.
-
-    Ray stops all workers to change their number; without this, what they did since their last
-    checkpoint would be done again.
-    """
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-
-    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        if current_state is previous_state:
-            if isinstance(current_state, InitializingState | RestartingState | ReschedulingState):
-                # Too few nodes for an elastic run: Ray looks again at once, without a pause.
-                time.sleep(WAIT_FOR_NODES_S)
-            return
-        if isinstance(current_state, RestartingState | ReschedulingState):
-            error = current_state.training_failed_error
-            self._mailbox.put.remote({"kind": "lost", "message": in_one_line(error)})
-        elif isinstance(current_state, ResizingState):
-            number = ray.get(self._mailbox.request.remote(Order.SAVE))
-            # Too late is no failure: the workers go on from the checkpoint before.
-            ray.wait([self._mailbox.wait_carried_out.remote(number)], timeout=SAVE_BEFORE_RESIZE_S)
+def mark_ended_well() -> None:
+    """Note, in a worker, that it takes part in no further collective."""
+    global _ended_well
+    _ended_well = True
 
 
-class TrainController(controller.TrainController):
-    """Ray Train's, told the driver's environment variables when it is made.
+def has_ended_well() -> bool:
+    """Return whether this process is a worker that takes part in no further collective."""
+    return _ended_well
+
+
+class ReportFailures(UserCallback):
+    """Callback that reports failures to the driver with Ray's public API alone.
 
     Args:
-        environment: to be set in its process.
-        what: what Ray's takes.
+        coordinator: the run's.
+        max_failures: how often the controller restarts workers; the failure after that is the
+            run's end, and no loss.
     """
 
-    def __init__(self, environment: Mapping[str, str], **what: Any) -> None:
-        os.environ.update(environment)
-        super().__init__(**what)
+    def __init__(self, coordinator: Any, max_failures: int) -> None:
+        self._coordinator = coordinator
+        self._failures_left = max_failures
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        # The failure after the last restart ends the run, which the driver reports with its cause:
+        # sent as a loss it would be counted as a restart that never came.
+        if self._failures_left > 0:
+            self._failures_left -= 1
+            message = f"{name_workers(worker_exceptions)} failed"
+            self._coordinator.put.remote(WorkersLost(message))
 
 
-class FixedNumber(FixedScalingPolicy):
-    """Always the same number of workers, for whom a placement group alone asks.
+def name_workers(ranks: Iterable[int]) -> str:
+    """Return workers' ranks, formatted for display."""
+    return f"worker {', '.join(map(str, sorted(ranks)))}"
 
-    Ray's own asks a coordinator beside it, a process that shares out nodes between elastic runs and
-    Ray Datasets, and waits for it to start. Placement groups make a cluster scale up by themselves.
+
+def summarize_failure(error: BaseException, died: type[BaseException]) -> str:
+    """Return which workers failed, in one line: those that died, not those that noticed it.
+
+    Args:
+        error: the failure of all workers.
+        died: the kind of error that the controller has where a worker's process died.
     """
+    if not isinstance(error, WorkerGroupError):
+        return describe_failure(error).splitlines()[0]
+    failures = error.worker_failures
+    # A worker that dies breaks the others' connections, which then raise.
+    dead = [rank for rank, failure in failures.items() if isinstance(failure, died)]
+    return f"process of {name_workers(dead)} died" if dead else f"{name_workers(failures)} raised"
 
-    def after_controller_start(self, train_run_context: Any) -> None:
-        pass
 
-    def _maybe_send_resource_request(self) -> None:
-        pass
-
-
-def what_failed(error: BaseException) -> str:
-    """What ended workers that could say nothing, e.g. because they were killed; a line each."""
+def describe_failure(error: BaseException) -> str:
+    """Return what ended workers that could report nothing, e.g. when killed; a line each."""
     if isinstance(error, WorkerGroupError):
         return "\n".join(f"worker {rank}: {e}" for rank, e in error.worker_failures.items())
     return str(error).strip() or type(error).__name__
-
-
-def in_one_line(error: BaseException) -> str:
-    """Which workers failed, and of what: those that died rather than those that noticed it."""
-    if not isinstance(error, WorkerGroupError):
-        return what_failed(error).splitlines()[0]
-    failures = error.worker_failures
-    # A worker that dies breaks the others' connections, which then raise.
-    died = sorted(r for r, e in failures.items() if isinstance(e, WorkerHealthCheckFailedError))
-    named = ", ".join(map(str, died or sorted(failures)))
-    return f"{'process of ' if died else ''}worker {named} {'died' if died else 'raised'}"

@@ -1,4 +1,4 @@
-"""What workers reserve, and seeing that a cluster has it or will have it."""
+"""The resources that workers reserve, and the check that a cluster has them or will have them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import time
 from dataclasses import dataclass
 
 import ray
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from cifar_dist.cluster.session import started_here
-from cifar_dist.config import TrainConfig
+from cifar_dist.cluster.ray_internals import autoscales
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.events import Listener
+from cifar_dist.events import Listener, Waiting
 
 Resources = dict[str, float]
 
@@ -22,7 +21,7 @@ UNITS = 10_000
 
 
 def worker_resources(config: TrainConfig) -> Resources:
-    """What one worker reserves."""
+    """Return what one worker reserves."""
     reserved = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker:
         reserved["GPU"] = config.gpus_per_worker
@@ -31,7 +30,7 @@ def worker_resources(config: TrainConfig) -> Resources:
 
 @dataclass(frozen=True)
 class Flags:
-    """The flags that say what is reserved, for messages."""
+    """Names of the flags for what is reserved, for messages."""
 
     workers: str = "--num-workers"
     cpus: str = "--cpus-per-worker"
@@ -43,25 +42,28 @@ TUNE_FLAGS = Flags("--workers-per-trial", "--cpus-per-trial", "--gpus-per-trial"
 
 
 def room(each: Resources) -> int:
-    """How many workers that reserve this much the cluster could hold if it were empty."""
+    """Return how many workers that reserve this much the cluster could hold if it were empty."""
+    # Node by node, since a worker cannot span two: by the sum that `ray.cluster_resources` gives,
+    # two nodes of one CPU would be a place for a worker of two CPUs.
     return sum(_fitting(node, each) for node in _nodes())
 
 
 def have_resources(config: TrainConfig, listener: Listener, flags: Flags = TRAIN_FLAGS) -> None:
-    """See that the cluster can place the fewest workers that the run needs.
+    """Check that the cluster can place the fewest workers that the run needs.
 
-    One that can grow is asked to, and waited for as long as ``wait_for_resources`` says. Ray
-    would wait for ever in any case, and say nothing.
+    One that can grow is asked to, and waited for as long as ``wait_for_resources`` says.
 
     Args:
         config: the run, or the settings of a trial.
-        listener: told of the waiting.
+        listener: is notified of the waiting.
         flags: how messages name what is reserved.
 
     Raises:
         UserError: it cannot, or not in time; the message says what is asked and what the cluster
             has.
     """
+    # Checked here because Ray would wait for ever for what a cluster can never place, and print
+    # nothing.
     workers, each = config.min_workers, worker_resources(config)
     try:
         refuse_unplaceable(workers, each, _nodes(), flags)
@@ -74,13 +76,12 @@ def have_resources(config: TrainConfig, listener: Listener, flags: Flags = TRAIN
 def _wait_for(
     workers: int, each: Resources, config: TrainConfig, listener: Listener, missing: str
 ) -> None:
-    asked = f"{workers} x ({_in_words(each)})"
+    asked = f"{workers} x ({_displayed(each)})"
     listener(
-        {
-            "kind": "waiting",
-            "message": f"waiting for the cluster to grow: needs {asked}, has room for "
-            f"{room(each)}; at most {config.wait_for_resources} (--wait-for-resources)",
-        }
+        Waiting(
+            f"waiting for the cluster to grow: needs {asked}, has room for {room(each)}; "
+            f"at most {config.wait_for_resources} (--wait-for-resources)"
+        )
     )
     # Only what waits makes a cluster grow. It need not be kept: nodes stay a while when idle.
     reserved = placement_group([each] * workers, strategy="PACK")
@@ -93,27 +94,8 @@ def _wait_for(
                     f"so far; {missing}"
                 )
     finally:
+        # Else the reservation would hold the very places that the workers need.
         remove_placement_group(reserved)
-
-
-def autoscales() -> bool:
-    """Whether somebody adds nodes to the cluster that this process is connected to.
-
-    Ray's autoscaler (of either version) reports, but so does the one of a plain ``ray start``,
-    which adds nothing; there, nodes carry no cloud's name of them. Where Kubernetes made them they
-    do, and an autoscaler that is switched off reports nothing.
-    """
-    if started_here():
-        return False
-    from ray.autoscaler.v2.sdk import get_cluster_status
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    reports = int(status.stats.autoscaler_version or 0) or _internal_kv_get(
-        DEBUG_AUTOSCALING_STATUS
-    )
-    nodes = [*status.active_nodes, *status.idle_nodes]
-    return bool(reports) and any(node.instance_id for node in nodes)
 
 
 def refuse_unplaceable(
@@ -127,14 +109,16 @@ def refuse_unplaceable(
     fitting = sum(_fitting(node, each) for node in nodes)
     if fitting >= workers:
         return
-    has = " + ".join(_in_words(node, always=each) for node in nodes)
+    has = " + ".join(_displayed(node, always=each) for node in nodes)
     raise UserError(
-        f"{flags.workers} {workers}: needs {workers} x ({_in_words(each)}), and the cluster has "
+        f"{flags.workers} {workers}: needs {workers} x ({_displayed(each)}), and the cluster has "
         f"{has}, room for {fitting}; {_advice(each, nodes, fitting, flags)}"
     )
 
 
 def _nodes() -> list[Resources]:
+    # All that a node has, not what is free on it now: what others use is given back some day, so it
+    # is a reason to wait and none to refuse.
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -143,26 +127,25 @@ def _fitting(node: Resources, each: Resources) -> int:
 
 
 def _places(name: str, there: float, need: float) -> int:
-    """How often a need fits into what a node has, as Ray counts it.
-
-    A worker's part of a GPU is of one device, so what is left over on several is no place: two GPUs
-    hold two workers of 0.6 each, not three.
-    """
+    """Return how often a need fits into what a node has, as Ray counts it."""
+    # At least one unit, since a smaller need would round to zero and be divided by.
     units = max(round(need * UNITS), 1)
     if name == "GPU" and need < 1:
+        # A worker's part of a GPU is of one device, so the remainders of several make no place:
+        # two GPUs hold two workers of 0.6 each, not three.
         return int(there) * (UNITS // units)
     return round(there * UNITS) // units
 
 
 def _advice(each: Resources, nodes: list[Resources], fitting: int, flags: Flags) -> str:
     if "GPU" in each and not any(node.get("GPU") for node in nodes):
-        return "leave out --use-gpu, or name a cluster with GPUs in RAY_ADDRESS"
+        return "omit --use-gpu, or name a cluster with GPUs in RAY_ADDRESS"
     if fitting:
         return f"use {flags.workers} {fitting}, or give each worker less with {flags.cpus}"
     return f"ask for less with {flags.cpus} or {flags.gpus}"
 
 
-def _in_words(resources: Resources, always: Resources | None = None) -> str:
+def _displayed(resources: Resources, always: Resources | None = None) -> str:
     names = ["CPU", "GPU"] if always and "GPU" in always else ["CPU"]
     names += ["GPU"] if "GPU" in resources and "GPU" not in names else []
     return ", ".join(f"{resources.get(name, 0):g} {name}" for name in names)

@@ -1,9 +1,8 @@
-"""Connecting to Ray, and to the folder that its nodes share."""
+"""The connection to Ray, and the folder that its nodes share."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import signal
@@ -17,27 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import auto_init_hook, parameter
-from ray._private.authentication.authentication_token_setup import (
-    maybe_enable_token_auth_if_token_available,
-)
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cifar_dist.cluster import ray_internals
 from cifar_dist.errors import UserError, first_line
 from cifar_dist.storage import AnyPath, StorePath
 
 CONNECT_TIMEOUT_S = 5
 LOOK_TIMEOUT_S = 60
-"""How long nodes may take to say whether they see a folder."""
+"""How long nodes may take to report whether they see a folder."""
 
 
 @contextmanager
 def session(verbose: bool = False) -> Iterator[str]:
-    """A connection to Ray; yields in words where to.
+    """Connect to Ray; yields where to, formatted for display.
 
-    A connection that is there already is used and left. Else the cluster that ``RAY_ADDRESS``
+    An existing connection of this process is used and kept. Else the cluster that ``RAY_ADDRESS``
     names, or the one that was started on this machine, is joined; where there is none, one is
     started for as long as this lasts.
 
@@ -55,20 +50,26 @@ def session(verbose: bool = False) -> Iterator[str]:
         use_token()
         _check_token(address)
     # Without the dashboard a cluster of this machine starts in less time and memory. Joining
-    # one ignores the option. Where Ray may talk, its clean-up actor wants the dashboard.
+    # one ignores the option. With --verbose, Ray's clean-up actor would complain of its absence.
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _processes_left_out(log_monitor=not verbose):
+        with ray_internals.lean_cluster(log_monitor=not verbose):
             ray.init(
                 include_dashboard=verbose,
                 log_to_driver=verbose,
                 logging_level=logging.INFO if verbose else logging.ERROR,
             )
+    except AuthenticationError:
+        raise _other_token(address) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
+        if AuthenticationError.__name__ in str(error):  # Ray wraps its traceback
+            raise _other_token(address) from None
         raise _not_answering(address, error) from None
+    # Ray replaces the handler of SIGTERM by one that exits at once, without a checkpoint. In other
+    # threads than the main one it does not, and Python would refuse to set it back.
     if threading.current_thread() is threading.main_thread():
         for each, handler in handlers.items():
-            signal.signal(each, handler)  # Ray puts its own in their place
+            signal.signal(each, handler)
     if not verbose:
         for name in ("ray", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -76,70 +77,42 @@ def session(verbose: bool = False) -> Iterator[str]:
         nodes = sum(node["Alive"] for node in ray.nodes())
         yield f"Ray, {nodes} node{'s' * (nodes > 1)}"
     finally:
-        # Where an interruption left a thread of Ray's behind, its next call to Ray would start a
-        # cluster of its own. (Set as RAY_ENABLE_AUTO_CONNECT=0 would, had Ray not been imported.)
-        auto_init_hook.enable_auto_connect = False
+        # In this order: a thread that calls Ray after a shutdown, and before this, would start a
+        # cluster that nobody ends.
+        ray_internals.forbid_auto_connect()
         ray.shutdown()
 
 
-@contextmanager
-def _processes_left_out(log_monitor: bool) -> Iterator[None]:
-    """Have a cluster that is started meanwhile do without processes that it has no use for.
-
-    They are the autoscaler, which has no machines to add, and what passes on workers' output. Each
-    takes a second of processor time to start, and interrupts training steps for as long as it
-    lasts. Joining a cluster is not affected.
-    """
-    complete = parameter.RayParams
-    without: dict[str, Any] = {"no_monitor": True}
-    if log_monitor:
-        without["include_log_monitor"] = False
-    parameter.RayParams = functools.partial(complete, **without)
-    try:
-        yield
-    finally:
-        parameter.RayParams = complete
-
-
-def started_here() -> bool:
-    """Whether this process started the cluster that it is connected to."""
-    node = ray._private.worker._global_node
-    return node is not None and bool(node.is_head())
-
-
 def use_token() -> None:
-    """Switch to token authentication where Ray finds a token and nothing says otherwise.
-
-    Ray does so by itself for clusters that it finds, not for one whose address it is given.
-    """
-    logger = logging.getLogger("ray._private.authentication.authentication_token_setup")
-    logger.disabled = True  # it would praise what it does
-    try:
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    except AuthenticationError:
-        pass  # the file is missing that is named for it; a cluster that wants one will say so
-    finally:
-        logger.disabled = False
+    """Switch to token authentication where there is a token and nothing says otherwise."""
+    ray_internals.use_token()
 
 
 def _check_token(address: str) -> None:
-    """See that a cluster takes this process's token; Ray itself would try for 20 s.
+    """Check that a cluster takes this process's token.
 
     Raises:
         UserError: it does not.
     """
     try:
         with _silent_libraries():
-            GcsClient(address=address)
+            ray_internals.try_token(address)
     except AuthenticationError:
-        raise UserError(f"RAY_ADDRESS {address}: {token_advice()}") from None
+        raise _other_token(address) from None
     except (ConnectionError, RuntimeError, ray.exceptions.RayError):
-        return  # for `ray.init` to try again, and to say
+        return  # `ray.init` tries again, and reports it
+
+
+def _other_token(address: str) -> UserError:
+    return UserError(f"RAY_ADDRESS {address}: {token_advice()}")
 
 
 def token_advice() -> str:
-    """What to do where a cluster refuses this process's token, or its having none."""
-    if token := find_token():
+    """Return what to do where a cluster refuses this process's token, or its having none."""
+    token = find_token()
+    if token and not ray_internals.enabled() and "RAY_AUTH_MODE" not in os.environ:
+        return f"the cluster wants a token; to use that of {token} set RAY_AUTH_MODE=token"
+    if token:
         return f"the cluster wants another token than that of {token}"
     return (
         "the cluster wants a token; put it into RAY_AUTH_TOKEN, or into a file and its name into "
@@ -148,7 +121,7 @@ def token_advice() -> str:
 
 
 def find_token() -> str | None:
-    """Where this machine's token for Ray clusters is, in words; as Ray looks for it."""
+    """Return where this machine's token for Ray clusters is, in the order in which Ray looks."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -159,8 +132,9 @@ def find_token() -> str | None:
 
 @contextmanager
 def _silent_libraries() -> Iterator[None]:
-    """While this lasts nothing comes to standard error, not even from C++."""
+    """Silence standard error while this lasts, that of C++ included."""
     sys.stderr.flush()
+    # The descriptor is replaced, not `sys.stderr`: Ray's C++ client writes past Python's object.
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -173,7 +147,7 @@ def _silent_libraries() -> Iterator[None]:
 
 
 def _check_answering(address: str) -> bool:
-    """See that something listens at a ``HOST:PORT``; Ray itself would try for minutes.
+    """Check that something listens at a ``HOST:PORT``; Ray itself would try for minutes.
 
     Returns:
         Whether that is what the address is, and not "local", "auto" or nothing.
@@ -199,10 +173,10 @@ def _not_answering(address: str, error: Exception) -> UserError:
 
 
 def check_shared(folder: AnyPath) -> None:
-    """See that all nodes of the cluster see a run's folder.
+    """Check that all nodes of the cluster see a run's folder.
 
     Args:
-        folder: there on this node.
+        folder: exists on this node.
 
     Raises:
         UserError: one of them does not.
@@ -211,9 +185,11 @@ def check_shared(folder: AnyPath) -> None:
     others = [each for each in nodes if each != ray.get_runtime_context().get_node_id()]
     if isinstance(folder, StorePath) or not others:
         return
+    # A new file, since a folder of that name may exist on each node and yet not be shared.
     mark = folder / f".seen-{uuid.uuid4().hex[:8]}"
     mark.touch()
     try:
+        # No CPU, so that the check also runs on nodes that are full.
         look = ray.remote(num_cpus=0)(_is_file)
         asked = {
             look.options(
@@ -238,7 +214,7 @@ def _is_file(path: str) -> bool:
 
 
 def ray_storage(folder: AnyPath) -> dict[str, Any]:
-    """A folder as Ray's ``RunConfig`` takes it."""
+    """Return a folder as Ray's ``RunConfig`` takes it."""
     if isinstance(folder, StorePath):
         return {"storage_path": folder.key, "storage_filesystem": folder.filesystem}
     return {"storage_path": str(folder)}

@@ -15,6 +15,7 @@ class FixedBucketsStrategy(RayDDPStrategy):
         super().__init__(
             # Statistics of batch normalisation are averaged once an epoch instead.
             broadcast_buffers=False,
+            # Gradients live in the buckets, which saves copying them in and out at every step.
             gradient_as_bucket_view=True,
         )
 

@@ -8,11 +8,12 @@ from typing import Any
 
 
 class InThread:
-    """Calls a function in a thread of its own, where Ray leaves signals to the main thread."""
+    """A call in a thread of its own, where Ray leaves signals to the main thread."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.result: Any = None
         self.error: BaseException | None = None
+        # A daemon: an interrupted command must be able to exit while the call still waits for Ray.
         self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
         self._thread.start()
 
@@ -20,6 +21,8 @@ class InThread:
         try:
             self.result = call()
         except BaseException as error:
+            # `SystemExit` too, by which a trial ends a stopped run: uncaught it would be lost, and
+            # the call would look like one that returned None.
             self.error = error
 
     @property

@@ -1,7 +1,8 @@
 """Ray Train: the worker function, and the driver's side of a run.
 
 The driver imports this module, so nothing here loads Lightning or torchvision at import: only
-workers do, when they run. Torch itself comes with TorchTrainer.
+workers do, when they run. It loads torch, which the driver's trainer needs: `cifar_dist.train`
+imports this while Ray starts.
 """
 
 from __future__ import annotations
@@ -20,39 +21,50 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.collective
-from ray._private import state as cluster_state
+import ray.train.torch
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
-from cifar_dist.cluster.controller import Watch, what_failed
-from cifar_dist.cluster.lean import CleanedUpAfter, LeanTorchTrainer
-from cifar_dist.cluster.mailbox import Events, Orders, make_mailbox
-from cifar_dist.cluster.process_group import ProcessGroup, mark_ended_well
+from cifar_dist.cluster import ray_internals
+from cifar_dist.cluster.controller import describe_failure, mark_ended_well
+from cifar_dist.cluster.coordinator import Events, RequestListener, make_coordinator
 from cifar_dist.cluster.resources import Resources, worker_resources
 from cifar_dist.cluster.session import ray_storage
 from cifar_dist.cluster.threads import InThread
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
-from cifar_dist.events import INTERRUPTED, Event, Listener, Order
-from cifar_dist.runs import Outcome, RunDirectory
+from cifar_dist.events import (
+    INTERRUPTED,
+    Event,
+    Fatal,
+    Listener,
+    Order,
+    RestartCounter,
+    Started,
+    Warned,
+    WorkerRaised,
+    WorkersLost,
+)
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import Outcome
 from cifar_dist.storage import AnyPath, delete_folder
 
 RAY_FOLDER = ".ray"
-"""What Ray writes of its own, in the run's directory while the run lasts."""
+"""The folder of Ray's own files, in the run's directory while the run lasts."""
 POLL_S = 0.2
 STOP_TIMEOUT_S = 120
 """How long workers that are asked to stop may take to come to a step's end and save."""
 RESIZE_INTERVAL_S = 10
-"""How often an elastic run looks whether it could have more workers."""
+"""How often an elastic run checks whether it could have more workers."""
 LOOK_FOR_NOTICES_S = 5
-"""How often nodes are asked whether they are about to go."""
+"""How often the cluster is asked which nodes are about to go."""
 NOTICE_DEATH_S = 0.5
-"""How soon Ray Train is to notice a dead worker; by itself it looks every 2 s."""
+"""How often Ray Train checks that workers are alive; its default is 2 s."""
 ELASTIC_PLACE_S = 30
-"""How long an elastic run waits for its workers' places before it settles for fewer. Ray's own is
-60; for 20 s after a node's loss it still counts on that node."""
+"""How long an elastic run waits for its workers' places before it takes fewer. Ray's default is 60;
+for 20 s after a node's loss it still counts on that node."""
 
 
 class StoppedByScheduler(Exception):
@@ -61,27 +73,27 @@ class StoppedByScheduler(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """All that a worker needs to know."""
+    """The arguments of a worker."""
 
     config: TrainConfig
     run: RunDirectory
     dataset_fingerprint: str
     launched: Mapping[str, Any]
-    mailbox: Any
+    coordinator: Any
     is_trial: bool = False
-    """Of a search: at an epoch's end it waits for the scheduler, and it leaves the test images
-    alone."""
+    """Part of a search: at an epoch's end it waits for the scheduler, and it does not use the test
+    images."""
 
 
 Worker = Callable[[Work], Outcome | None]
 
 
 def train_worker(work: Work) -> Outcome:
-    """What every worker does; Ray Train calls it again, on new workers, after a failure."""
+    """Train, on every worker; Ray Train calls it again, on new workers, after a failure."""
     from cifar_dist.data.cache import prepare_same
 
     config = work.config
-    assert config.data_dir is not None  # settled when the config was made
+    assert config.data_dir is not None  # resolved when the config was made
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
 
     # Imported after validation: these imports take most of a worker's start-up.
@@ -95,8 +107,10 @@ def train_worker(work: Work) -> Outcome:
 
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    # One name for this start on all ranks, so that the coordinator never mixes the steps of these
+    # workers with those of workers that a failure has ended.
     start = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex)
-    orders = Orders(work.mailbox, start, world_size, rank)
+    requests = RequestListener(work.coordinator, start, world_size, rank)
     outcome = fit(
         config,
         work.run,
@@ -105,39 +119,39 @@ def train_worker(work: Work) -> Outcome:
         strategy="auto" if world_size == 1 else FixedBucketsStrategy(),
         plugins=[RayLightningEnvironment()],
         launched=work.launched,
-        listener=work.mailbox.put.remote,
+        listener=work.coordinator.put.remote,
         report=functools.partial(_report_and_wait, work) if work.is_trial else ray.train.report,
-        ask=orders.ask,
+        ask=requests.ask,
         test=not work.is_trial,
     )
-    orders.close()
+    requests.close()
     return outcome
 
 
 def _report_and_wait(work: Work, row: dict[str, Any]) -> None:
     ray.train.report(row)
-    if not ray.get(work.mailbox.may_go_on.remote(row["epoch"])):
+    if not ray.get(work.coordinator.may_continue.remote(row["epoch"])):
         raise StoppedByScheduler
 
 
 def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
-    """Call the worker, and tell the driver what it raises.
+    """Call the worker, and report to the driver what it raises.
 
     Ray keeps the exception, but neither its traceback nor which rank was the first to raise;
     the others' broken connections are only consequences.
     """
-    if (hopeless := ray.get(work.mailbox.hopeless.remote())) is not None:
-        raise hopeless  # a restart that Ray insists on: over at once
+    if (fatal := ray.get(work.coordinator.fatal_error.remote())) is not None:
+        raise fatal  # Ray restarts workers after any error; end this restart at once
     try:
         outcome = worker(work)
     except (StoppedByScheduler, Interrupted):
         outcome = None  # on every rank
     except Exception as error:
         rank = ray.train.get_context().get_world_rank()
-        event: Event = {"kind": "raised", "message": f"worker {rank}: {traceback.format_exc()}"}
+        event: Event = WorkerRaised(f"worker {rank}: {traceback.format_exc()}")
         if isinstance(error, UserError | RunFailed):
-            event = {"kind": "hopeless", "error": error}
-        ray.get(work.mailbox.put.remote(event))  # waited for: this process may end next
+            event = Fatal(error)
+        ray.get(work.coordinator.put.remote(event))  # waited for: this process may end next
         raise
     mark_ended_well()
     return outcome
@@ -148,9 +162,9 @@ def train_on_ray(
     run: RunDirectory,
     dataset_fingerprint: str,
     launched: Mapping[str, Any],
-    listener: Listener,
+    listener: RestartCounter,
     worker: Worker = train_worker,
-    mailbox: Any = None,
+    coordinator: Any = None,
 ) -> Outcome | None:
     """Train with DDP workers of the cluster that this process is connected to.
 
@@ -159,52 +173,49 @@ def train_on_ray(
         run: its directory, which all nodes see.
         dataset_fingerprint: of the data set that the driver decoded.
         launched: what the driver adds to ``environment.json``.
-        listener: told of progress, in the calling thread.
+        listener: notified of progress, in the calling thread; the losses that it counts are the
+            run's failures.
         worker: what each worker does.
-        mailbox: of a trial, see `make_mailbox`.
+        coordinator: of a trial, see `make_coordinator`.
 
     Returns:
-        What came of it; of a trial that was stopped, None.
+        The outcome; None for a trial that was stopped.
 
     Raises:
-        UserError: what a worker found wrong with configuration or data.
+        UserError: a worker found configuration or data wrong.
         RunFailed: the run failed after ``config.max_failures`` restarts, or in a way that none
             mends: it diverged, or a file cannot be written.
         Interrupted: as ``KeyboardInterrupt`` and itself, when one of them is raised here; the
             workers have saved a checkpoint. A second one is raised on at once.
     """
-    is_trial = mailbox is not None
-    mailbox = mailbox or make_mailbox()
-    work = Work(config, run, dataset_fingerprint, launched, mailbox, is_trial)
+    is_trial = coordinator is not None
+    coordinator = coordinator or make_coordinator()
+    work = Work(config, run, dataset_fingerprint, launched, coordinator, is_trial)
     for name, value in ray_settings(config).items():
         os.environ.setdefault(name, value)
-    events = Events(mailbox)
-    lost = 0
-
-    def listen(event: Event) -> None:
-        nonlocal lost
-        lost += event["kind"] == "lost"
-        listener(event)
-
+    events = Events(coordinator)
     while True:
-        attempt = _Attempt(work, worker, events, failures_left=config.max_failures - lost)
+        # A new controller would start to count at zero, and a run whose controller dies again and
+        # again would never end.
+        failures_left = config.max_failures - listener.losses
+        attempt = _Attempt(work, worker, events, failures_left)
         try:
-            return attempt.follow(listen)
+            return attempt.follow(listener)
         except RayActorError:
             # Ray Train's controller, which nobody else restarts.
-            if lost >= config.max_failures:
+            if listener.losses >= config.max_failures:
                 raise RunFailed("the process of Ray Train's controller died") from None
             attempt.clean_up()
-            listen({"kind": "lost", "message": "the process of Ray Train's controller died"})
+            listener(WorkersLost("the process of Ray Train's controller died"))
 
 
 def ray_settings(config: TrainConfig) -> dict[str, str]:
-    """Environment variables of Ray Train that differ from its own defaults, unless they are set."""
+    """Return environment variables of Ray Train whose defaults are changed, unless they are set."""
     settings = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(NOTICE_DEATH_S)}
     if config.elastic:
         settings["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ELASTIC_PLACE_S)
     if sum(node["Alive"] for node in ray.nodes()) == 1:
-        # A process that looks for nodes that are about to go; the only one takes it along.
+        # Skip the process that looks for nodes that are about to go: the only one takes it along.
         settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     return settings
 
@@ -222,12 +233,11 @@ class _Attempt:
         _forget_reservation(work.run)
         # A name that was used before would make Ray restore what it finds under it.
         delete_folder(work.run.path / RAY_FOLDER)
-        trainer = LeanTorchTrainer if work.is_trial else CleanedUpAfter
-        self._trainer = trainer(
+        self._trainer = ray_internals.torch_trainer(
             # Not as its configuration, which the controller would unpickle, and load torch for.
             functools.partial(_on_each_worker, work, worker),
-            torch_config=ProcessGroup(_backend(config)),
-            scaling_config=ScalingConfig(
+            _backend(config),
+            ScalingConfig(
                 num_workers=(config.min_workers, config.max_workers)
                 if config.elastic
                 else config.max_workers,
@@ -235,29 +245,29 @@ class _Attempt:
                 resources_per_worker=self._marked,
                 elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
             ),
-            run_config=RunConfig(
+            RunConfig(
                 name=RAY_FOLDER,
                 **ray_storage(work.run.path),
                 failure_config=FailureConfig(max_failures=failures_left),
-                callbacks=[Watch(work.mailbox)],
+                callbacks=[ray_internals.watch(work.coordinator, failures_left)],
             ),
+            cleaned_up=not work.is_trial,
         )
-        if config.elastic:
-            reservation = f"train-{self._trainer.train_run_context.run_id}"
+        if config.elastic and (reservation := ray_internals.reservation(self._trainer)):
             _reservation_file(work.run).parent.mkdir(exist_ok=True)
             _reservation_file(work.run).write_text(reservation)
         self._raised: list[str] = []
         self._training = False
 
     def follow(self, listener: Listener) -> Outcome | None:
-        """Pass on what workers tell until they are done.
+        """Pass on what workers report until they are done.
 
         Raises:
             RayActorError: the controller died.
             UserError, RunFailed, Interrupted: as `train_on_ray`.
         """
         running = InThread(self._trainer.fit)
-        notices = _Notices(self._work.mailbox, listener)
+        notices = _Notices(self._work.coordinator, listener)
         stop_at: float | None = None
         try:
             while True:
@@ -267,6 +277,8 @@ class _Attempt:
                     self._pass_on(listener, last=not alive)
                     if not alive:
                         break
+                    # Workers that never come to a step's end, e.g. in a collective with a rank that
+                    # died, must not keep the command from ending.
                     if stop_at is not None and time.monotonic() > stop_at:
                         break
                     if not self._work.is_trial:
@@ -276,7 +288,7 @@ class _Attempt:
                     if stop_at is not None or self._work.is_trial or not self._training:
                         raise
                     stop_at = time.monotonic() + STOP_TIMEOUT_S
-                    self._work.mailbox.request.remote(Order.STOP)
+                    self._work.coordinator.request.remote(Order.STOP)
                     listener(INTERRUPTED)
         finally:
             _forget_reservation(self._work.run)
@@ -284,7 +296,7 @@ class _Attempt:
         if isinstance(running.error, RayActorError):
             raise running.error
         if running.error is not None:
-            said = self._raised[0].strip() if self._raised else what_failed(running.error)
+            said = self._raised[0].strip() if self._raised else describe_failure(running.error)
             raise RunFailed(said) from running.error
         outcome: Outcome | None = running.result and running.result.return_value
         if outcome is None and stop_at is not None:
@@ -293,15 +305,17 @@ class _Attempt:
 
     def _pass_on(self, listener: Listener, last: bool) -> None:
         for event in self._events.take(last):
-            if event["kind"] == "hopeless":
-                raise event["error"]
-            if event["kind"] == "raised":
-                self._raised.append(event["message"])
-                continue
-            if event["kind"] == "start":
-                self._raised.clear()  # a restart mended it
-            if event["kind"] in ("start", "lost"):
-                self._training = event["kind"] == "start"
+            match event:
+                case Fatal(error):
+                    raise error
+                case WorkerRaised(message):
+                    self._raised.append(message)
+                    continue
+                case Started():
+                    self._raised.clear()  # a restart mended it
+                    self._training = True
+                case WorkersLost():
+                    self._training = False
             listener(event)
 
     def clean_up(self) -> None:
@@ -317,22 +331,17 @@ def _reservation_file(run: RunDirectory) -> AnyPath:
 
 
 def _forget_reservation(run: RunDirectory) -> None:
-    """Give back what an elastic run's controller or driver had asked for before it was killed.
-
-    Ray remembers it for three minutes, in which the run that goes on would find nothing free.
-    """
+    """Give back what an elastic run's controller or driver had asked for before it was killed."""
     # There may be none, or nobody who remembers.
     with contextlib.suppress(OSError, ValueError, ray.exceptions.RayError):
-        name = _reservation_file(run).read_text()
-        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-        ray.get(coordinator.cancel_request.remote(name))
+        ray_internals.cancel_reservation(_reservation_file(run).read_text())
 
 
 class _Notices:
-    """Has a checkpoint written when the cluster says that a node is about to go."""
+    """A check that has a checkpoint written when the cluster says that a node is about to go."""
 
-    def __init__(self, mailbox: Any, listener: Listener) -> None:
-        self._mailbox = mailbox
+    def __init__(self, coordinator: Any, listener: Listener) -> None:
+        self._coordinator = coordinator
         self._listener = listener
         self._known: set[str] = set()
         self._looked = 0.0
@@ -342,16 +351,16 @@ class _Notices:
         if time.monotonic() - self._looked < LOOK_FOR_NOTICES_S:
             return
         self._looked = time.monotonic()
-        leaving = set(cluster_state.state.get_draining_nodes())
+        leaving = ray_internals.draining_nodes()
         if new := leaving - self._known:
             self._known |= new
-            self._mailbox.request.remote(Order.SAVE)
+            self._coordinator.request.remote(Order.SAVE)
             nodes = ", ".join(sorted(node[:8] for node in new))
             said = f"node {nodes} is about to go: saving a checkpoint"
-            self._listener({"kind": "warning", "message": said})
+            self._listener(Warned(said))
 
 
 def _backend(config: TrainConfig) -> str:
-    """NCCL for GPUs; it refuses two ranks on one, which fractions may give."""
-    assert config.gpus_per_worker is not None  # settled when the config was made
+    """Return NCCL for GPUs, unless two ranks may share one, which it refuses, and else Gloo."""
+    assert config.gpus_per_worker is not None  # resolved when the config was made
     return "nccl" if config.gpus_per_worker >= 1 else "gloo"

@@ -1,4 +1,4 @@
-"""What happens in a trial's process: it trains there, or looks after a Ray Train run.
+"""A trial's process, which trains, or supervises a Ray Train run.
 
 At import this loads neither torch nor Lightning: a trial does when it trains.
 """
@@ -19,12 +19,14 @@ from typing import Any
 import ray
 from ray import tune
 
+from cifar_dist.cluster import ray_internals
 from cifar_dist.cluster.threads import InThread
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.events import Event
-from cifar_dist.runs import METRICS, Outcome, RunDirectory
-from cifar_dist.search import SearchDirectory
+from cifar_dist.events import EpochDone, Event, RestartCounter
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import Outcome
+from cifar_dist.search.directory import SearchDirectory
 
 POLL_S = 0.1
 STOP_TIMEOUT_S = 60
@@ -42,8 +44,8 @@ class TrialWork:
     dataset_fingerprint: str
     launched: Mapping[str, Any]
     report: Report
-    """To be called with each epoch's row; it returns when the trial may go on, and does not where
-    it is stopped."""
+    """Called with each epoch's row; returns when the trial may continue, and never where it is
+    stopped."""
 
 
 Training = Callable[[TrialWork], Outcome | None]
@@ -51,7 +53,7 @@ Training = Callable[[TrialWork], Outcome | None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What all trials of a search share."""
+    """The part of a trial's work that all trials of a search share."""
 
     directory: SearchDirectory
     base: TrainConfig
@@ -59,11 +61,13 @@ class Plan:
     dataset_fingerprint: str
     launched: Mapping[str, Any]
     training: Training
+    ray_internals: bool
+    """Whether the driver uses `cifar_dist.cluster.ray_internals`; trials then do, too."""
 
-    def work(self, told: Mapping[str, Any], report: Report) -> TrialWork:
-        """A trial's, by what Ray Tune was told of it."""
-        config = self.configured(self.base, told["drawn"])
-        run = self.directory.trial(told["number"])
+    def work(self, suggested: Mapping[str, Any], report: Report) -> TrialWork:
+        """Return a trial's work, from the configuration that Ray Tune hands to its process."""
+        config = self.configured(self.base, suggested["drawn"])
+        run = self.directory.trial(suggested["number"])
         return TrialWork(config, run, self.dataset_fingerprint, self.launched, report)
 
 
@@ -76,20 +80,22 @@ def train_here(work: TrialWork) -> Outcome:
     from cifar_dist.training.fit import fit
 
     config = work.config
-    assert config.data_dir is not None  # settled when the config was made
+    assert config.data_dir is not None  # resolved when the config was made
     gc.collect()  # the network and optimizer of the trial before, which refer to each other
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
     return fit(config, work.run, dataset, launched=work.launched, report=work.report, test=False)
 
 
 def ended(work: TrialWork, training: Training) -> dict[str, Any]:
-    """Train a trial to its end, and say how it ended: ``ended``, ``error`` of a failed one, and
+    """Train a trial to its end, and return how it ended: ``ended``, ``error`` of a failed one, and
     ``lost``, whether this process is of no more use.
 
-    What a training raises is the trial's end, and on disk: the search goes on, and a search that
-    is resumed does not run it again.
+    What a training raises ends the trial and is written to disk: the search continues, and a
+    search that is resumed does not run the trial again.
     """
     run, dataset = work.run, work.config.dataset
+    # Tune restarts a trial whose process died, also where it died after the trial's end: its
+    # summary is then final, and training it again would only cost its time.
     before = run.read_summary()
     if before.get("status") in ("completed", "failed"):
         return {"ended": True, "error": before.get("error"), "lost": False}
@@ -103,6 +109,8 @@ def ended(work: TrialWork, training: Training) -> dict[str, Any]:
         seconds = time.monotonic() - began
         run.write_summary(dataset, "failed", seconds=seconds, error=text)
         return {"ended": True, "error": text, "lost": device_lost(error)}
+    # Written before Tune learns of the end: a kill in between leaves a trial that a resumed search
+    # counts as completed, not one to train again.
     run.write_summary(dataset, "completed", outcome, seconds=time.monotonic() - began)
     return {"ended": True, "error": None, "lost": False}
 
@@ -137,21 +145,21 @@ def free_memory() -> None:
 
 
 def in_one_line(error: BaseException) -> str:
-    """An exception's type and message, for a cell of the table."""
+    """Return an exception's type and message, for a cell of the table."""
     name = "" if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: "
     # A worker's traceback: what it raised is its last line.
     message = (str(error).strip().splitlines() or [""])[-1 if isinstance(error, RunFailed) else 0]
     return f"{name}{message}".strip(": ")[:500]
 
 
-def one_worker(told: dict[str, Any], plan: Plan) -> None:
-    """Ray Tune's function for a trial that trains in the trial's own process.
+def one_worker(suggested: dict[str, Any], plan: Plan) -> None:
+    """Train a trial in its own process, as a function that Ray Tune calls.
 
     The process stays for the trials after it, with all that it has loaded.
     """
     # Ray gives up on a process whose last trial is not over so quickly, and on its next trial.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_TIMEOUT_S)
-    work = plan.work(told, report=tune.report)
+    work = plan.work(suggested, report=tune.report)
     end = ended(work, plan.training)
     tune.report(end)
     if end["lost"]:
@@ -166,21 +174,23 @@ class SeveralWorkers(tune.Trainable):
     """Ray Tune's class for a trial whose workers are a Ray Train run of their own."""
 
     def setup(self, config: dict[str, Any], plan: Plan) -> None:
-        from cifar_dist.cluster.mailbox import make_mailbox
+        from cifar_dist.cluster.coordinator import make_coordinator
         from cifar_dist.cluster.trainer import train_on_ray
 
+        # On another node the environment may lack `CIFAR_DIST_PLAIN_RAY`.
+        ray_internals.follow_driver(plan.ray_internals)
         self._rows: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._told = 0
-        self._mailbox = make_mailbox(wait=True)
+        self._reported = 0
+        self._coordinator = make_coordinator(wait=True)
 
         def train(work: TrialWork) -> Outcome:
             def listen(event: Event) -> None:
-                if event["kind"] == "epoch":
-                    work.report({name: event[name] for name in METRICS})
+                if isinstance(event, EpochDone):
+                    work.report(dict(event.row))
 
             outcome = train_on_ray(
-                work.config, work.run, work.dataset_fingerprint, work.launched, listen,
-                mailbox=self._mailbox,
+                work.config, work.run, work.dataset_fingerprint, work.launched,
+                RestartCounter(listen), coordinator=self._coordinator,
             )  # fmt: skip
             if outcome is None:
                 raise SystemExit("stopped by the scheduler")  # as Tune ends a function's thread
@@ -190,8 +200,8 @@ class SeveralWorkers(tune.Trainable):
         self._running = InThread(lambda: ended(work, train))
 
     def step(self) -> dict[str, Any]:
-        if self._told:
-            ray.get(self._mailbox.go_on.remote(self._told))
+        if self._reported:
+            ray.get(self._coordinator.release.remote(self._reported))
         while True:
             alive = self._running.alive
             try:
@@ -202,11 +212,11 @@ class SeveralWorkers(tune.Trainable):
                 if self._running.error is not None:
                     raise self._running.error from None
                 return {**self._running.result, "done": True}
-            if row["epoch"] > self._told:  # else told before workers were restarted
-                self._told = row["epoch"]
+            if row["epoch"] > self._reported:  # else reported before workers were restarted
+                self._reported = row["epoch"]
                 return row
 
     def cleanup(self) -> None:
         # By itself, and not by the death of this process: so the run gives its resources back.
-        ray.get(self._mailbox.go_on.remote(0, stop=True))
+        ray.get(self._coordinator.release.remote(0, stop=True))
         self._running.join(STOP_TIMEOUT_S)

@@ -21,34 +21,35 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cifar_dist.cluster.ledger import Ledger
-from cifar_dist.cluster.resources import autoscales, room, worker_resources
+from cifar_dist.cluster import ray_internals
+from cifar_dist.cluster.resources import room, worker_resources
 from cifar_dist.cluster.session import ray_storage
-from cifar_dist.cluster.suggestions import Suggestions
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.cluster.trials import Plan, SeveralWorkers, Training, one_worker, train_here
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
+from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import RunFailed
 from cifar_dist.events import Event, Listener
-from cifar_dist.search import SearchDirectory, trial_id
+from cifar_dist.search.directory import SearchDirectory, trial_id
+from cifar_dist.search.suggestions import Optuna
+from cifar_dist.search.trials import TrialTable
 from cifar_dist.storage import delete_folder
-from cifar_dist.tune_config import TuneConfig
 
 RAY_FOLDER = ".ray"
-"""What Ray writes of its own, in the search's directory while the search lasts."""
+"""The folder of Ray's own files, in the search's directory while the search lasts."""
 POLL_S = 0.1
 SLOTS_KNOWN_S = 5
-"""How long the number of trials that fit on the cluster is taken for known."""
+"""How long the number of trials that fit on the cluster is kept before it is counted again."""
 WRITING_SHARE = 0.05
 """Most of the driver's time that goes into writing the tables while the search lasts."""
+# A byte, since Ray takes no empty bundle. Not a part of a CPU: where workers fill a node's CPUs,
+# 0.01 of one would cost a whole trial's place.
 DRIVER_BUNDLE = {"memory": 1}
-"""What the process that looks after a trial of several workers reserves: a byte, since Ray takes no
-empty bundle. Not a part of a CPU: where workers fill a node's CPUs, 0.01 of one would cost a whole
-trial's place."""
+"""Resources of the process that supervises a trial of several workers: a byte of memory."""
 
 
 class _OfTheDriver:
-    """Stays in the driver: Tune copies and pickles what it is given, for a resume of its own."""
+    """Base of objects that stay in the driver, where Tune would copy and pickle them."""
 
     def __deepcopy__(self, memo: object) -> Any:
         return self
@@ -58,33 +59,46 @@ class _OfTheDriver:
 
 
 class _Numbered(_OfTheDriver, Searcher):
-    """Gives Tune the trials that are left, in the order of their numbers, as there is room."""
+    """Searcher that gives Tune the remaining trials by their numbers, as there is room."""
 
-    def __init__(self, numbers: list[int], suggestions: Suggestions, ledger: Ledger) -> None:
-        super().__init__(metric=ledger.config.metric, mode=ledger.config.mode)
+    def __init__(
+        self, numbers: list[int], suggestions: Optuna | None, trial_table: TrialTable
+    ) -> None:
+        super().__init__(metric=trial_table.config.metric, mode=trial_table.config.mode)
         self._left = list(reversed(numbers))
         self._suggestions = suggestions
-        self._ledger = ledger
+        self._trial_table = trial_table
         self._live: dict[str, int] = {}
         self._slots, self._slots_known_until = 0, 0.0
 
     def suggest(self, trial_id: str) -> Any:
         if not self._left:
             return Searcher.FINISHED
+        # Tune also asks for trials that would only wait for a place. Drawn when there is room,
+        # Optuna's values take account of all trials that have ended by then.
         if len(self._live) >= self._room():
             return None
+        # Ascending, since ASHA judges a trial only when those of lower number are judged: one that
+        # started early would run beyond its rung while it waits.
         number = self._left.pop()
-        drawn = self._suggestions.draw(number)
-        self._ledger.add_trial(number, drawn)
+        drawn = self._draw(number)
+        self._trial_table.add_trial(number, drawn)
         self._live[trial_id] = number
         return {"number": number, "drawn": dict(drawn)}
 
     def _room(self) -> int:
-        """Trials that run at a time; nodes come and go, so it is looked up now and then."""
+        """Return how many trials may run at a time."""
         if time.monotonic() > self._slots_known_until:
-            self._slots = slots(self._ledger.config)
+            self._slots = slots(self._trial_table.config)
             self._slots_known_until = time.monotonic() + SLOTS_KNOWN_S
         return self._slots
+
+    def _draw(self, number: int) -> Mapping[str, Any]:
+        if self._suggestions is not None:
+            return self._suggestions.draw(number)
+        drawn = self._trial_table.drawn(number)
+        assert drawn is not None  # all were, before the search began
+        return drawn
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: searches learn from trials that have ended."""
@@ -93,24 +107,25 @@ class _Numbered(_OfTheDriver, Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         number = self._live.pop(trial_id)
-        self._suggestions.tell(number, self._ledger.row(number))
+        if self._suggestions is not None:
+            self._suggestions.observe(number, self._trial_table.row(number))
 
 
 class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
-    """Puts every result into the ledger, and stops the trials that it judges."""
+    """Scheduler that puts every result into the trial table, and stops the trials that it cuts."""
 
-    def __init__(self, ledger: Ledger, tell: Callable[[int], None]) -> None:
+    def __init__(self, trial_table: TrialTable, notify: Callable[[int], None]) -> None:
         super().__init__()
-        self._ledger = ledger
-        self._tell = tell
+        self._trial_table = trial_table
+        self._notify = notify
         self._placed: set[str] = set()
 
     def on_trial_result(self, controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         number = trial.config["number"]
         if "epoch" in result:
-            self._ledger.add_row(number, result)
-            self._tell(number)
-        if not self._ended(trial, result) and self._ledger.stopped(number):
+            self._trial_table.add_row(number, result)
+            self._notify(number)
+        if not self._ended(trial, result) and self._trial_table.stopped(number):
             return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
 
@@ -119,7 +134,7 @@ class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
 
     def _ended(self, trial: RayTrial, result: dict[str, Any]) -> bool:
         if result.get("ended"):
-            self._ledger.end(trial.config["number"], result.get("error"))
+            self._trial_table.end(trial.config["number"], result.get("error"))
             if result.get("lost"):
                 # Its process raises next, so that Tune ends it. Without this Tune would call the
                 # trial again, in a warm process that would end the same way.
@@ -131,7 +146,7 @@ class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
 
     def choose_trial_to_run(self, controller: Any) -> RayTrial | None:
         # Not the one at the front, as Tune does: where its process is still starting, Tune would
-        # give it a warm one, end the other, and start a further one for the trial behind it.
+        # give it a warm one, end the other, and start a further one for the trial after it.
         waiting = [
             each
             for each in controller.get_trials()
@@ -144,83 +159,88 @@ class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
 
 
 class _Bookkeeper(_OfTheDriver, tune.Callback):
-    """Tells of trials that begin and end, and tidies up behind them."""
+    """Callback that notifies of trials that begin and end, and tidies up after them."""
 
     def __init__(
-        self, directory: SearchDirectory, ledger: Ledger, tell: Callable[[int], None]
+        self, directory: SearchDirectory, trial_table: TrialTable, notify: Callable[[int], None]
     ) -> None:
         self._directory = directory
-        self._ledger = ledger
-        self._tell = tell
+        self._trial_table = trial_table
+        self._notify = notify
 
     def on_trial_start(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
-        self._ledger.start(trial.config["number"])
-        self._tell(trial.config["number"])
+        self._trial_table.start(trial.config["number"])
+        self._notify(trial.config["number"])
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
         number = trial.config["number"]
-        tidy(self._directory, self._ledger, number)
-        self._tell(number)
+        tidy(self._directory, self._trial_table, number)
+        self._notify(number)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: RayTrial, **info: Any) -> None:
-        """A trial whose process died more often than it is restarted."""
+        """Record a trial whose process died more often than it is restarted."""
         number = trial.config["number"]
-        if not self._ledger.finished(number):
+        if not self._trial_table.finished(number):
             run = self._directory.trial(number)
             run.path.mkdir(parents=True, exist_ok=True)
-            run.write_error(Path(trial.error_file).read_text())  # what Tune noted
+            run.write_error(Path(trial.error_file).read_text())  # Tune's, since the process is dead
             text = (
                 f"its process died {trial.run_metadata.num_failures} times: killed, out of memory, "
                 "or its node was lost; see error.txt in its folder"
             )
-            run.write_summary(self._ledger.config.train.dataset, "failed", error=text)
-            self._ledger.end(number, text)
-        tidy(self._directory, self._ledger, number)
-        self._tell(number)
+            run.write_summary(self._trial_table.config.train.dataset, "failed", error=text)
+            self._trial_table.end(number, text)
+        tidy(self._directory, self._trial_table, number)
+        self._notify(number)
 
 
 class _Until(_OfTheDriver, tune.Stopper):
-    """Ends the search when its time is over, or when it is told to."""
+    """Stopper that ends the search when its time is over, or on request."""
 
     def __init__(self, seconds: float | None) -> None:
         self._deadline = None if seconds is None else time.monotonic() + seconds
-        self._told = threading.Event()
+        self._requested = threading.Event()
 
     def end(self) -> None:
-        """Tell it to."""
-        self._told.set()
+        """Request the end."""
+        self._requested.set()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
         late = self._deadline is not None and time.monotonic() >= self._deadline
-        return late or self._told.is_set()
+        return late or self._requested.is_set()
 
 
-def tidy(directory: SearchDirectory, ledger: Ledger, number: int) -> None:
-    """Delete the checkpoints of a trial that nobody goes on with, and say that it was stopped."""
-    if not ledger.finished(number):
+def tidy(directory: SearchDirectory, trial_table: TrialTable, number: int) -> None:
+    """Delete the checkpoints of a trial that nobody resumes, and record that it was stopped."""
+    if not trial_table.finished(number):
         return
     run = directory.trial(number)
+    # Up to three are kept a trial, 134 MB each for ResNet-18: a search of hundreds of trials would
+    # fill the disk.
     delete_folder(run.checkpoints)
-    if ledger.stopped(number) and run.read_summary().get("status") != "stopped":
-        run.write_summary(ledger.config.train.dataset, "stopped", seconds=ledger.seconds(number))
+    if trial_table.stopped(number) and run.read_summary().get("status") != "stopped":
+        run.write_summary(
+            trial_table.config.train.dataset, "stopped", seconds=trial_table.seconds(number)
+        )
 
 
 def slots(config: TuneConfig) -> int:
-    """How many trials run at a time on the cluster that this process is connected to.
+    """Return how many trials run at a time on the cluster that this process is connected to.
 
     On one that grows one more, since only what waits makes it grow.
     """
-    there = max(room(worker_resources(config.trial_base)) // config.workers, 1) + autoscales()
+    there = max(room(worker_resources(config.trial_base)) // config.workers, 1)
+    there += ray_internals.autoscales()
     return min(there, config.max_concurrent or there)
 
 
 def run_trials(
     directory: SearchDirectory,
-    ledger: Ledger,
-    suggestions: Suggestions,
+    trial_table: TrialTable,
+    suggestions: Optuna | None,
     numbers: list[int],
     dataset_fingerprint: str,
     launched: Mapping[str, Any],
@@ -229,29 +249,32 @@ def run_trials(
 ) -> None:
     """Run trials on the cluster that this process is connected to, until all have ended.
 
-    The ledger holds what came of them, and the tables in the directory are kept up to date.
+    The trial_table holds what came of them, and the tables in the directory are kept up to date.
 
     Args:
         directory: the search's.
-        ledger: what is known so far.
-        suggestions: where trials' values come from.
+        trial_table: what is known so far.
+        suggestions: where trials' values come from; None where the table has them.
         numbers: of the trials to run, ascending.
         dataset_fingerprint: of the data set that the driver decoded.
         launched: what the driver adds to each ``environment.json``.
-        listener: told of progress, in the calling thread.
+        listener: notified of progress, in the calling thread.
         training: what a trial of one worker does.
 
     Raises:
         RunFailed: Ray Tune itself failed.
     """
-    config = ledger.config
+    config = trial_table.config
     base = config.trial_base
     events: queue.Queue[Event] = queue.Queue()
 
-    def tell(number: int) -> None:
-        events.put(ledger.event(number))
+    def notify(number: int) -> None:
+        events.put(trial_table.event(number))
 
-    plan = Plan(directory, base, ledger.space.configured, dataset_fingerprint, launched, training)
+    plan = Plan(
+        directory, base, trial_table.space.configured, dataset_fingerprint, launched, training,
+        ray_internals.enabled(),
+    )  # fmt: skip
     # A name that was used before would make Ray restore what it finds under it.
     delete_folder(directory.path / RAY_FOLDER)
     until = _Until(config.time_budget_s)
@@ -260,9 +283,11 @@ def run_trials(
         tuner = tune.Tuner(
             _trainable(config.workers, base, plan),
             tune_config=tune.TuneConfig(
-                search_alg=_Numbered(numbers, suggestions, ledger),
-                scheduler=_InOrderScheduler(ledger, tell),
+                search_alg=_Numbered(numbers, suggestions, trial_table),
+                scheduler=_InOrderScheduler(trial_table, notify),
                 num_samples=len(numbers),
+                # A warm process saves a trial seconds of imports. The class of trials with several
+                # workers has no `reset_config`, which reuse requires.
                 reuse_actors=config.workers == 1,
                 trial_name_creator=lambda trial: trial_id(trial.config["number"]),
                 trial_dirname_creator=lambda trial: trial_id(trial.config["number"]),
@@ -272,14 +297,14 @@ def run_trials(
                 **ray_storage(directory.path),
                 failure_config=tune.FailureConfig(max_failures=base.max_failures),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[_Bookkeeper(directory, ledger, tell)],
+                callbacks=[_Bookkeeper(directory, trial_table, notify)],
                 stop=until,
                 verbose=2 if config.train.verbose else 0,
             ),
         )
         running = InThread(tuner.fit)
         try:
-            _follow(running, events, ledger, directory, listener)
+            _follow(running, events, trial_table, directory, listener)
         except BaseException:
             until.end()  # where the cluster outlives this call, its trials do not
             raise
@@ -287,12 +312,16 @@ def run_trials(
             delete_folder(directory.path / RAY_FOLDER)
     if running.error is not None:
         raise RunFailed("".join(traceback.format_exception(running.error)).strip())
+    # A trial may reach its last epoch before the results come in that stop it at a rung: then its
+    # own folder says that it was completed.
+    for number in numbers:
+        tidy(directory, trial_table, number)
 
 
 def _follow(
     running: InThread,
     events: queue.Queue[Event],
-    ledger: Ledger,
+    trial_table: TrialTable,
     directory: SearchDirectory,
     listener: Listener,
 ) -> None:
@@ -309,8 +338,10 @@ def _follow(
             listener(event)
         if changed and time.monotonic() >= write_next:
             began = time.monotonic()
-            ledger.write(directory)
+            trial_table.write(directory)
             ended_at = time.monotonic()
+            # The next write waits in proportion to what this one took: the tables grow with the
+            # search, and a fixed interval would let them take ever more of the driver's time.
             write_next, changed = ended_at + (ended_at - began) / WRITING_SHARE, False
 
 
@@ -325,11 +356,11 @@ def _trainable(workers: int, base: TrainConfig, plan: Plan) -> Any:
 
 @contextmanager
 def _quiet_tune(verbose: bool, slots: int) -> Iterator[None]:
-    """Tune's settings that it reads from the environment, and its logger's level, for a while."""
+    """Set what Tune reads from the environment, and its logger's level, while this lasts."""
     settings = {
         # As many processes start at once as there is room for; one at a time otherwise.
         "TUNE_MAX_PENDING_TRIALS_PG": str(slots),
-        # The ledger and the trials' folders hold what Tune would write down a second time.
+        # The trial_table and the trials' folders hold what Tune would write down a second time.
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
         "TUNE_PRINT_ALL_TRIAL_ERRORS": str(int(verbose)),

@@ -1,1 +1,1 @@
-"""Where images come from, in which order, and what is done to them."""
+"""Images: their sources, their order, and their way to the network."""

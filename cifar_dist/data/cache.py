@@ -1,13 +1,12 @@
-"""The decoded data set: made once a node, one file of bytes that every process maps.
+"""The decoded data set: made once a node, one file that every process maps.
 
 All workers of a node map the same file, so the images are in memory once. Its name holds a
-fingerprint of what it was made from: other data, another file. No torch here: the driver does
-without it.
+fingerprint of what it was made from: other data, another file. Nothing here imports torch, which
+would delay the driver by seconds.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import socket
@@ -19,25 +18,22 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from cifar_dist.data.datasets import Decoded, LabelledImages, Source, find_source
 from cifar_dist.data.order import batch_bounds, split
-from cifar_dist.data.sources import (
-    Decoded,
-    LabelledImages,
-    Source,
-    find_source,
-    has_cifar10,
-)
 from cifar_dist.data.statistics import ChannelStatistics
 from cifar_dist.errors import UserError
 
 HELD_OUT_SHARE = 10
 """One in this many training images is held out for validation."""
-_FORMAT = "1"
-"""Part of a cached file's name: raise it when what is written changes."""
+_FORMAT = "2"
+"""Part of a cached file's name: raise it when what is written changes. Format 1 held labels as
+uint8, whatever the number of classes: 299 became 43."""
+_TYPES: dict[str, type[np.integer[Any]]] = {"U8": np.uint8, "I16": np.int16, "I32": np.int32}
+"""Of the arrays in a cached file, by safetensors' names, the narrowest first. Images are uint8."""
 
 
 def cache_folder() -> Path:
-    """The node's own folder for decoded data sets: ``$CIFAR_DIST_CACHE``, else the user's cache.
+    """Return the node's folder for decoded data sets: ``$CIFAR_DIST_CACHE``, or the user's cache.
 
     Raises:
         UserError: the folder cannot be made or written.
@@ -58,14 +54,21 @@ def _unwritable_cache(folder: Path, error: OSError) -> UserError:
     )
 
 
-class TrainedOn(NamedTuple):
-    """What must be known of a model's data set to use the model."""
+class DatasetInfo(NamedTuple):
+    """Facts about a model's data set that using the model takes."""
 
     name: str
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     """Of each channel over the original training images, 0..1."""
     std: tuple[float, ...]
+    side: int = 32
+    """Height and width of the images in pixels; the default is that of runs that do not say it."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return len(self.mean)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,10 @@ class CachedDataset:
     fingerprint: str
     """SHA-256 over the source's bytes."""
     classes: tuple[str, ...]
+    image_side: int
+    """Height and width of every image, in pixels."""
+    channels: int
+    """Of every image, e.g. 3."""
     mean: tuple[float, ...]
     """Of each channel over the original training images, 0..1."""
     std: tuple[float, ...]
@@ -86,25 +93,26 @@ class CachedDataset:
 
     @property
     def validation_images(self) -> int:
-        """How many of the original training images are held out for validation."""
+        """Original training images that are held out for validation."""
         return self.original_images // HELD_OUT_SHARE
 
     @property
     def train_images(self) -> int:
-        """How many of the original training images are trained on."""
+        """Original training images that are trained on."""
         return self.original_images - self.validation_images
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Optimizer steps in an epoch."""
+        """Return the number of optimizer steps in an epoch."""
         return len(batch_bounds(self.train_images, batch_size)) - 1
 
     def check_batches(self, batch_size: int, world_size: int) -> None:
-        """See that every rank gets enough images of every batch.
+        """Check that every rank gets enough images of every batch.
 
         Raises:
             UserError: one would get fewer than the 2 images that batch normalisation needs.
         """
         smallest = int(np.diff(batch_bounds(self.train_images, batch_size)).min())
+        # Ranks' parts of a batch differ by at most one image, so the smallest has this many.
         if smallest // world_size < 2:
             raise UserError(
                 f"--batch-size {batch_size}: the smallest batch of {self.train_images} images has "
@@ -113,12 +121,12 @@ class CachedDataset:
             )
 
     @property
-    def about(self) -> TrainedOn:
-        """What a model that is trained on it must be used with."""
-        return TrainedOn(self.name, self.classes, self.mean, self.std)
+    def about(self) -> DatasetInfo:
+        """Return the facts that a model trained on it must be used with."""
+        return DatasetInfo(self.name, self.classes, self.mean, self.std, self.image_side)
 
     def part(self, name: str) -> tuple[LabelledImages, NDArray[np.int64]]:
-        """A split's images, mapped, and the numbers of those that belong to it.
+        """Return a split's images, mapped, and the numbers of those that belong to it.
 
         Args:
             name: ``train``, ``val`` or ``test``.
@@ -130,7 +138,7 @@ class CachedDataset:
         return train, {"train": kept, "val": held_out}[name]
 
     def open(self) -> tuple[LabelledImages, LabelledImages]:
-        """Training and test images, mapped: read when touched, shared by all processes."""
+        """Return training and test images, mapped: read when touched, shared by all processes."""
         arrays = _mapped(self.path)
         return (
             LabelledImages(arrays["train_images"], arrays["train_labels"]),
@@ -139,18 +147,20 @@ class CachedDataset:
 
 
 def prepare(dataset: str, source: Source) -> CachedDataset:
-    """The decoded data set on this node, decoded now unless some process did so before.
+    """Return the decoded data set on this node, decoded now unless some process did so before.
 
     Args:
-        dataset: its name, ``cifar10`` or ``digits``.
+        dataset: its name in the registry.
         source: what it is decoded from.
 
     Raises:
-        UserError: a damaged source, or a cache folder that cannot be written.
+        UserError: a damaged source, labels that are no classes, or a cache folder that cannot be
+            written.
     """
     fingerprint = source.fingerprint()
     path = _cache_path(dataset, fingerprint)
     try:
+        # A node's workers start at once: one decodes, the others wait and find the file.
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 _write(path, dataset, fingerprint, source.decode())
@@ -160,9 +170,9 @@ def prepare(dataset: str, source: Source) -> CachedDataset:
 
 
 def prepare_same(dataset: str, data_dir: str | Path, fingerprint: str) -> CachedDataset:
-    """The data set that another node decoded, on this node.
+    """Return, on this node, the data set that another node decoded.
 
-    Where this node's cache holds it, ``data_dir`` is not even looked at.
+    Where this node's cache holds it, ``data_dir`` is not even read.
 
     Raises:
         UserError: as `find_source` and `prepare`, or ``data_dir`` holds other data here.
@@ -180,7 +190,7 @@ def prepare_same(dataset: str, data_dir: str | Path, fingerprint: str) -> Cached
 
 
 def find_same(dataset: str, data_dir: str | Path, fingerprint: str) -> CachedDataset:
-    """The data set of that fingerprint, from this node's cache or a folder; never downloaded.
+    """Return the data set of a fingerprint, from this node's cache or a folder; never downloaded.
 
     Raises:
         UserError: neither has it, or the folder's is damaged.
@@ -188,9 +198,7 @@ def find_same(dataset: str, data_dir: str | Path, fingerprint: str) -> CachedDat
     path = _cache_path(dataset, fingerprint)
     if path.exists():
         return _described(path)
-    if dataset == "cifar10" and not has_cifar10(Path(data_dir)):
-        raise UserError(f"{data_dir}: has no CIFAR-10; name the folder that does with --data-dir")
-    found = prepare(dataset, find_source(dataset, data_dir))
+    found = prepare(dataset, find_source(dataset, data_dir, download=False))
     if found.fingerprint != fingerprint:
         raise UserError(
             f"{data_dir}: holds other data than the run was trained on; name the folder that it "
@@ -206,28 +214,70 @@ def _cache_path(dataset: str, fingerprint: str) -> Path:
 def _write(path: Path, name: str, fingerprint: str, decoded: Decoded) -> None:
     from safetensors.numpy import save_file
 
-    statistics = ChannelStatistics()
+    # Checked before anything is written: what lies in the cache is trusted from then on.
+    _check_decoded(name, decoded)
+    _, channels, side, _ = decoded.train.images.shape
+    statistics = ChannelStatistics(channels)
     statistics.update(decoded.train.images)
     about = {
         "name": name,
         "fingerprint": fingerprint,
         "classes": decoded.classes,
+        "image_side": side,
+        "channels": channels,
         "mean": statistics.mean.tolist(),
         "std": statistics.std.tolist(),
         "original_images": len(decoded.train.images),
         "test_images": len(decoded.test.images),
     }
-    arrays = {
-        f"{split_name}_{field.name}": getattr(images, field.name)
-        for split_name, images in (("train", decoded.train), ("test", decoded.test))
-        for field in dataclasses.fields(images)
-    }
+    arrays: dict[str, NDArray[Any]] = {}
+    for split_name, part in (("train", decoded.train), ("test", decoded.test)):
+        arrays[f"{split_name}_images"] = part.images
+        arrays[f"{split_name}_labels"] = part.labels.astype(_label_type(len(decoded.classes)))
+    # Written aside and renamed: a process that is killed meanwhile leaves no file under the name
+    # that others take for a whole one.
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         save_file(arrays, aside, metadata={"about": json.dumps(about)})
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _check_decoded(name: str, decoded: Decoded) -> None:
+    """Check that images are square and all of one size, and labels numbers of classes.
+
+    Raises:
+        UserError: some are not.
+    """
+    shape, last = decoded.train.images.shape[1:], len(decoded.classes) - 1
+    for part in (decoded.train, decoded.test):
+        images, labels = part.images, part.labels
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
+            raise UserError(
+                f"--dataset {name}: has images of {images.dtype} {list(images.shape)}; all must be "
+                "uint8 [n, channels, side, side], of one size"
+            )
+        if images.shape[2] != images.shape[3]:
+            raise UserError(
+                f"--dataset {name}: has images of {images.shape[3]}x{images.shape[2]} pixels; make "
+                "them square"
+            )
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or not len(labels):
+            raise UserError(
+                f"--dataset {name}: has labels of {labels.dtype} {list(labels.shape)} for "
+                f"{len(images)} images; each needs one, the number of its class"
+            )
+        if labels.min() < 0 or labels.max() > last:
+            raise UserError(
+                f"--dataset {name}: has labels from {labels.min()} to {labels.max()}, outside 0 to "
+                f"{last}, its {last + 1} classes"
+            )
+
+
+def _label_type(classes: int) -> type[np.integer[Any]]:
+    """Return the narrowest type of a cached file that holds the numbers of so many classes."""
+    return next(each for each in _TYPES.values() if classes - 1 <= np.iinfo(each).max)
 
 
 def _described(path: Path) -> CachedDataset:
@@ -238,22 +288,23 @@ def _described(path: Path) -> CachedDataset:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """A safetensors file's header, and the position of the first byte behind it."""
+    """Return a safetensors file's header, and the position of the first byte after it."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         return json.loads(file.read(size)), 8 + size
 
 
-def _mapped(path: Path) -> dict[str, NDArray[np.uint8]]:
-    """Every array of a safetensors file of bytes, mapped copy-on-write.
+def _mapped(path: Path) -> dict[str, NDArray[Any]]:
+    """Return every array of a safetensors file, mapped copy-on-write.
 
-    The safetensors library maps for torch only, and the driver does without torch.
+    The safetensors library maps for torch only, which the driver does not load.
     """
     header, start = _header(path)
     return {
         name: np.memmap(
             path,
-            np.uint8,
+            _TYPES[entry["dtype"]],
+            # Not "r": torch warns of arrays that cannot be written. The file never changes.
             "c",
             offset=start + entry["data_offsets"][0],
             shape=tuple(entry["shape"]),

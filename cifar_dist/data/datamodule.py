@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.checks import check_image_side
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import CachedDataset
+from cifar_dist.data.datasets import LabelledImages
 from cifar_dist.data.order import batch_bounds, epoch_order, rank_slice
-from cifar_dist.data.sources import LabelledImages
 from cifar_dist.data.stores import ImageStore, make_store, to_device
-from cifar_dist.data.transforms import Augmentation, Draws, Normalisation
+from cifar_dist.data.transforms import Augmentation, Cutout, Normalisation
+from cifar_dist.registry import AUGMENTATIONS
 
 PADDING = -1
 """Label of an image that only fills up a rank's part and must not be counted."""
@@ -29,18 +31,18 @@ class Batch(NamedTuple):
     """A rank's part of a global batch: n images, on the device."""
 
     images: Tensor
-    """``[n, 3, H, W]``: uint8 from the loader, normalised float32 for the network."""
+    """``[n, C, H, W]``: uint8 from the loader, normalised float32 for the network."""
     labels: Tensor
     """``[n]`` int64; `PADDING` where the image does not count."""
     global_size: int
     """Images in the global batch, over all ranks."""
-    draws: Draws | None = None
-    """What was drawn for the augmentation of training images."""
+    draws: tuple[Tensor, ...] = ()
+    """``[columns, n]`` of each augmentation: what was drawn for training images."""
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which part of every global batch is this process's."""
+class Shard:
+    """This process's part of every global batch."""
 
     rank: int
     world_size: int
@@ -57,19 +59,20 @@ class TrainBatches:
     store: ImageStore
     members: NDArray[np.int64]
     """Numbers of the images that are trained on."""
-    labels: NDArray[np.uint8]
+    labels: NDArray[np.integer[Any]]
     """``[all]`` labels of all images of the source."""
     image_side: int
     """Of the source's images, in pixels."""
-    augmentation: Augmentation
+    augmentations: tuple[Augmentation, ...]
+    """In the order of their draws in a batch."""
     seed: int
     batch_size: int
     """Global."""
-    share: Share
+    shard: Shard
     epoch: Callable[[], int]
     """The 0-based epoch that is about to begin."""
     begin_at: int = 0
-    """The batch that the next epoch begins with; the ones before it were trained on."""
+    """The batch that the next epoch begins with; earlier ones were trained on."""
     done: int = 0
     """Batches of the epoch that are over."""
 
@@ -78,27 +81,36 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self.epoch()
+        # Reset, so that only the epoch that is resumed begins late.
         self.done, self.begin_at = self.begin_at, 0
         order = self.members[epoch_order(len(self.members), self.seed, epoch)]
-        drawn = self.augmentation.draw(self.seed, epoch, len(self.labels), self.image_side)
-        columns = np.stack([order, self.labels[order], *drawn[:, order]])
+        # Drawn for all images and put in order afterwards: a draw depends on the image, not on its
+        # place in the epoch or on the rank that computes it.
+        drawn = [
+            each.draw(self.seed, epoch, len(self.labels), self.image_side)[:, order]
+            for each in self.augmentations
+        ]
+        widths = [each.columns for each in self.augmentations]
+        columns = np.concatenate([order[None], self.labels[order][None], *drawn], dtype=np.int64)
         table = to_device(columns, self.store.device)
         cuts = []
         for start, stop in pairwise(batch_bounds(len(order), self.batch_size)[self.done :]):
-            mine = rank_slice(int(stop - start), self.share.rank, self.share.world_size)
+            mine = rank_slice(int(stop - start), self.shard.rank, self.shard.world_size)
             cuts.append((slice(start + mine.start, start + mine.stop), int(stop - start)))
         parts = ((columns[0, mine], table[0, mine]) for mine, _ in cuts)
         for (mine, size), images in zip(cuts, self.store.batches(parts), strict=True):
+            # Counted before it is handed out: a checkpoint at the end of its step must not repeat
+            # it.
             self.done += 1
-            _, labels, *draws = table[:, mine].unbind()
-            yield Batch(images, labels, size, Draws(*draws))
+            yield Batch(images, table[1, mine], size, table[2:, mine].split(widths))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch."""
+        # At an epoch's end all batches are done, and the next epoch begins with the first.
         return {"done": self.done % len(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Begin there."""
+        """Have the next epoch begin there."""
         self.begin_at = state_dict["done"]
 
 
@@ -112,11 +124,11 @@ class EvaluationBatches:
 
     store: ImageStore
     members: NDArray[np.int64]
-    labels: NDArray[np.uint8]
+    labels: NDArray[np.integer[Any]]
     """``[all]`` labels of all images of the source."""
     batch_size: int
     """Global."""
-    share: Share
+    shard: Shard
 
     def __len__(self) -> int:
         return len(batch_bounds(len(self.members), self.batch_size)) - 1
@@ -132,17 +144,18 @@ class EvaluationBatches:
             yield Batch(images, table[1, mine], size)
 
     def _each(self, size: int) -> int:
-        """Images of every rank in a global batch of ``size``, `PADDING` among them."""
-        return -(-size // self.share.world_size)
+        """Return each rank's images of a global batch of ``size``, `PADDING` among them."""
+        return -(-size // self.shard.world_size)
 
     @functools.cached_property
     def _tables(self) -> tuple[NDArray[np.int64], Tensor]:
-        """This rank's numbers and labels, batch after batch; made and sent once."""
+        """Return this rank's numbers and labels, batch after batch; made and sent once."""
         numbers, labels = [], []
         for start, stop in pairwise(batch_bounds(len(self.members), self.batch_size)):
-            mine = rank_slice(int(stop - start), self.share.rank, self.share.world_size)
+            mine = rank_slice(int(stop - start), self.shard.rank, self.shard.world_size)
             images = self.members[start:stop][mine]
             missing = self._each(int(stop - start)) - len(images)
+            # Any image serves as padding, since its label keeps it from being counted.
             numbers += [images, self.members[:1].repeat(missing)]
             labels += [self.labels[images], np.full(missing, PADDING)]
         columns = np.stack([np.concatenate(numbers), np.concatenate(labels).astype(np.int64)])
@@ -156,45 +169,45 @@ class ImageDataModule(pl.LightningDataModule):
     and how each is augmented depend on (seed, epoch, image) alone.
 
     Raises:
-        UserError: on use with so many ranks that one would get fewer than 2 training images
-            of some batch.
+        UserError: on use, with settings that do not fit the images' size, or so many ranks that
+            one would get fewer than 2 training images of some batch.
     """
 
     def __init__(self, config: TrainConfig, dataset: CachedDataset) -> None:
         super().__init__()
-        assert config.flip is not None  # settled when the config was made
         self.config = config
         self.dataset = dataset
-        self.augmentation = Augmentation(
-            config.crop_padding, config.flip, config.cutout, config.crop_padding_mode
-        )
+        self.augmentation: Augmentation = AUGMENTATIONS[config.augment](config)
+        self.cutout = Cutout(config.cutout)
         self.normalisation = Normalisation(dataset.mean, dataset.std, config.image_size)
         self._stores: dict[tuple[int, torch.device], ImageStore] = {}
 
     @property
-    def share(self) -> Share:
-        """This process's share, as the trainer has it."""
+    def shard(self) -> Shard:
+        """The part of this process, as the trainer has it."""
         if self.trainer is None:
-            return Share(rank=0, world_size=1)
-        return Share(self.trainer.global_rank, self.trainer.world_size)
+            return Shard(rank=0, world_size=1)
+        return Shard(self.trainer.global_rank, self.trainer.world_size)
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are wanted."""
+        """The device that batches are made on."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def train_dataloader(self) -> TrainBatches:
-        self.dataset.check_batches(self.config.batch_size, self.share.world_size)
+        check_image_side(self.config, self.dataset.image_side)
+        self.dataset.check_batches(self.config.batch_size, self.shard.world_size)
         images, members = self.dataset.part("train")
         return TrainBatches(
             self._store(images),
             members,
             images.labels,
-            images.images.shape[-1],
-            self.augmentation,
+            self.dataset.image_side,
+            (self.augmentation, self.cutout),
             self.config.seed,
             self.config.batch_size,
-            self.share,
+            self.shard,
+            # Asked for at each epoch's start: Lightning makes the loader once for all epochs.
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
         )
 
@@ -208,12 +221,14 @@ class ImageDataModule(pl.LightningDataModule):
         images, members = self.dataset.part(split)
         batch_size = self.config.batch_size
         return EvaluationBatches(
-            self._store(images), members, images.labels, batch_size, self.share
+            self._store(images), members, images.labels, batch_size, self.shard
         )
 
     def _store(self, images: LabelledImages) -> ImageStore:
-        """The store of a source, which training and validation images share."""
+        """Return the store of a source, which training and validation images share."""
         assert isinstance(images.images, np.memmap)
+        # Each call of `part` maps the file anew: the place in it identifies a source, where the
+        # array's own identity would fill the device once for training and once for validation.
         key = (images.images.offset, self.device)
         if key not in self._stores:
             where = self.config.data_on_device
@@ -228,18 +243,20 @@ class ImageDataModule(pl.LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """The batch as the network takes it; runs where the batch is."""
+        """Return the batch as the network takes it; runs where the batch is."""
         assert isinstance(batch, Batch)
         return self.ready(batch)
 
     def ready(self, batch: Batch) -> Batch:
-        """Bytes to float32 ``[n, 3, size, size]``, augmented where something was drawn."""
+        """Turn bytes into float32 ``[n, C, size, size]``, augmented where something was drawn."""
         images = batch.images
-        if batch.draws is not None:
-            images = self.augmentation.apply(images, batch.draws)
+        if batch.draws:
+            # While they are bytes: a gather moves a quarter of what it would in float32.
+            images = self.augmentation.apply(images, batch.draws[0])
         images = self.normalisation.apply(images)
-        if batch.draws is not None:
-            images = self.augmentation.blank(images, batch.draws)
+        if batch.draws:
+            # After normalisation, where the zeros that it writes are the mean colour.
+            images = self.cutout.apply(images, batch.draws[1])
         images = self.normalisation.resize(images)
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

@@ -25,6 +25,7 @@ def split(images: int, held_out: int) -> tuple[NDArray[np.int64], NDArray[np.int
     counter[:, 0] = np.arange(images)
     counter[:, 2] = int(Stream.SPLIT)
     words = philox4x32(counter, (0, 0)).astype(np.uint64)
+    # A stable sort: equal words, however unlikely, keep the images' order in any version of NumPy.
     order = np.argsort(words[:, 0] << np.uint64(32) | words[:, 1], kind="stable")
     kept, others = np.sort(order[held_out:]), np.sort(order[:held_out])
     for each in (kept, others):  # one array for all callers
@@ -43,7 +44,7 @@ def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def batch_bounds(images: int, batch_size: int) -> NDArray[np.int64]:
-    """Where the global batches of an epoch begin and end.
+    """Return where the global batches of an epoch begin and end.
 
     An epoch shows every image once, in ``ceil(images / batch_size)`` steps. All batches are
     full but the last; where that one would hold less than half a batch, it shares evenly with
@@ -60,8 +61,10 @@ def batch_bounds(images: int, batch_size: int) -> NDArray[np.int64]:
 
 
 def rank_slice(images: int, rank: int, world_size: int) -> slice:
-    """The contiguous part of a global batch of ``images`` images that a rank takes.
+    """Return the contiguous part of a global batch of ``images`` images that a rank takes.
 
     The parts of all ranks make up the batch, in order; their sizes differ by at most one.
     """
+    # In whole numbers: the end of a rank's part is the start of the next, where rounding a share
+    # could lose or repeat an image.
     return slice(images * rank // world_size, images * (rank + 1) // world_size)

@@ -20,10 +20,10 @@ _HALF = np.uint64(32)
 
 
 class Stream(IntEnum):
-    """What random numbers are for; the same counter in two streams gives unrelated numbers."""
+    """Purposes of random numbers; the same counter in two streams gives unrelated numbers."""
 
     ORDER = 0
-    CROP_AND_FLIP = 1
+    AUGMENTATION = 1  # of --augment: a run has one, so they share the stream
     CUTOUT = 2
     SPLIT = 3
 
@@ -46,7 +46,9 @@ def random_words(
     Returns:
         ``[images, words]``; row i depends on (seed, stream, epoch, i) alone, not on ``images``.
     """
+    # A key for each epoch and purpose: no two of them can come to share a part of one stream.
     key = np.array([seed, int(stream) << 32 | epoch], np.uint64)
+    # Not a Generator's integers or permutation: NumPy may change what those make of the stream.
     raw: NDArray[np.uint64] = np.random.Philox(key=key).random_raw(images * words)
     return raw.reshape(images, words)
 
@@ -58,11 +60,12 @@ def below(words: NDArray[np.uint64], bound: int) -> NDArray[np.int64]:
         words: uniform 64-bit words, of which the upper halves are used.
         bound: at most 2**32.
     """
+    # The upper halves alone: a whole word times the bound would overflow 64 bits.
     return ((words >> _HALF) * np.uint64(bound) >> _HALF).astype(np.int64)
 
 
 def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Philox4x32-10 of many counters at once, which version 0.1.0 drew all its numbers from.
+    """Return Philox4x32-10 of many counters at once, from which version 0.1.0 drew all its numbers.
 
     Kept for the split into training and validation images alone: with another split a run that
     0.1.0 started would, resumed, train on the images that it is validated on.
@@ -79,6 +82,7 @@ def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.
     c0, c1, c2, c3 = (np.ascontiguousarray(word).astype(np.uint64) for word in counter.T)
     k0, k1 = key
     for _ in range(ROUNDS):
+        # In 64 bits: the rounds use the upper halves of these products, which uint32 would drop.
         product0, product1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
         c0, c1, c2, c3 = (
             (product1 >> _HALF) ^ c1 ^ np.uint64(k0),

@@ -32,6 +32,8 @@ class ChannelStatistics:
                 f"images must be uint8 [n, {len(self.counts)}, height, width], "
                 f"not {images.dtype} {list(images.shape)}"
             )
+        # One channel at a time, since bincount first makes 8-byte integers of all bytes it is
+        # given.
         for channel, counts in enumerate(self.counts):
             counts += np.bincount(images[:, channel].ravel(), minlength=256)
 
@@ -42,7 +44,7 @@ class ChannelStatistics:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """``[channels]`` means, with pixel values scaled to 0..1.
+        """Return ``[channels]`` means, with pixel values scaled to 0..1.
 
         Raises:
             ValueError: no image was counted yet.
@@ -51,7 +53,7 @@ class ChannelStatistics:
 
     @property
     def std(self) -> NDArray[np.float64]:
-        """``[channels]`` standard deviations (of the population), scaled likewise.
+        """Return ``[channels]`` standard deviations (of the population), scaled likewise.
 
         Raises:
             ValueError: no image was counted yet.

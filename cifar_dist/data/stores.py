@@ -1,7 +1,7 @@
-"""Where a worker's images lie: in the node's memory, or in its GPU's.
+"""A worker's images, in the node's memory or in its GPU's.
 
 Both give the same pixels. Images in a GPU's memory cost a step nothing but an index; the others
-are gathered by the CPU and sent while the batch before them is trained on.
+are gathered by the CPU and sent while the previous batch is trained on.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Part = tuple[NDArray[np.int64], Tensor]
 
 
 class ImageStore(Protocol):
-    """The images of one source, within reach of a device."""
+    """Images of one source, from which batches are made on a device."""
 
     device: torch.device
 
     def batches(self, parts: Iterable[Part]) -> Iterator[Tensor]:
-        """Yield the ``[n, 3, H, W]`` bytes of each part's images, on the device."""
+        """Yield the ``[n, C, H, W]`` bytes of each part's images, on the device."""
         ...
 
 
@@ -44,6 +44,7 @@ class DeviceImages:
 
     def batches(self, parts: Iterable[Part]) -> Iterator[Tensor]:
         for _, numbers in parts:
+            # By numbers that are on the device: a mask or a Python list would make a GPU wait.
             yield self.images.index_select(0, numbers)
 
 
@@ -62,7 +63,7 @@ class HostImages:
             yield torch.from_numpy(self.images.take(numbers, axis=0))
 
     def _sent_ahead(self, parts: Iterable[Part]) -> Iterator[Tensor]:
-        """Send a batch while the one before it is trained on, in a stream of its own."""
+        """Send a batch while the previous one is trained on, in a stream of its own."""
         stream = torch.cuda.Stream(self.device)
         before: tuple[Tensor, torch.cuda.Event] | None = None
         for numbers, _ in parts:
@@ -95,7 +96,7 @@ def make_store(
     """Put images where ``--data-on-device`` says.
 
     Args:
-        images: ``[n, 3, H, W]``, mapped.
+        images: ``[n, C, H, W]``, mapped.
         device: the worker's.
         where: ``auto`` for the device's memory if it is a GPU with room to spare.
 
@@ -104,6 +105,7 @@ def make_store(
     """
     if device.type != "cuda" or where == "off":
         return HostImages(images, device)
+    # Free at this moment, not in total: other workers or trials may have the rest.
     free, _ = torch.cuda.mem_get_info(device)
     if where == "on" and images.nbytes > free:
         raise UserError(
@@ -120,4 +122,5 @@ def to_device(columns: NDArray[np.int64], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(columns)
     if device.type != "cuda":
         return tensor
+    # From pageable memory the copy would wait for all work that the device was given before.
     return tensor.pin_memory().to(device, non_blocking=True)

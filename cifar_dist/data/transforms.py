@@ -1,16 +1,15 @@
-"""What is done to a batch of images: crop, flip, cutout, normalise, resize. CPU or GPU.
+"""Transforms of a batch of images: crop, flip, cutout, normalise, resize. CPU or GPU.
 
 Shapes: B images, C channels, H and W height and width.
 
-What is random is drawn on the CPU, as a pure function of (seed, epoch, image); what is done
-with it runs where the images are, on the whole batch at once.
+Random numbers are drawn on the CPU, as a pure function of (seed, epoch, image); they are applied
+where the images are, on the whole batch at once.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,71 +17,77 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.philox import Stream, below, random_words
 
 
-class Draws(NamedTuple):
-    """What was drawn for each of B images; all ``[B]`` int64."""
-
-    top: Tensor
-    """First row of the crop in the padded image, 0 to 2 * padding."""
-    left: Tensor
-    """First column of the crop in the padded image, 0 to 2 * padding."""
-    flip: Tensor
-    """1 where the image is mirrored left to right, else 0."""
-    cutout_row: Tensor
-    """Row of the middle of the blanked square."""
-    cutout_column: Tensor
-    """Column of the middle of the blanked square."""
-
-
-@dataclass(frozen=True)
 class Augmentation:
-    """Random crop, flip and cutout of training images."""
+    """Random changes to training images; this one makes none.
 
-    padding: int
-    """Pixels of padding on each side before the crop."""
-    flip: float
-    """Probability of a horizontal flip."""
-    cutout: int
-    """Side of the blanked square in pixels, 0 for none (DeVries and Taylor 2017)."""
-    padding_mode: str = "constant"
-    """What the padding shows, in torchvision's terms: ``constant`` (zeros) or ``reflect`` (the
-    image mirrored at its edge, whose pixels are not repeated)."""
+    Another one is a subclass, and a line in `cifar_dist.registry.AUGMENTATIONS` that names a
+    function, or the class itself, which makes it from a `TrainConfig`.
+    """
 
-    def draw(self, seed: int, epoch: int, images: int, size: int) -> NDArray[np.int64]:
-        """Draw for every image of a data set, once an epoch.
+    @property
+    def columns(self) -> int:
+        """Whole numbers that are drawn for each image."""
+        return 0
+
+    def draw(self, seed: int, epoch: int, images: int, side: int) -> NDArray[np.int64]:
+        """Draw for every image of a data set, once an epoch, on the CPU.
 
         Args:
             seed: the run's.
             epoch: 0-based.
             images: number of images in the data set.
-            size: an image's side in pixels.
+            side: an image's height and width in pixels.
 
         Returns:
-            ``[5, images]``: the fields of `Draws`, in their order.
+            ``[columns, images]``; what an image gets depends on (seed, epoch, image) alone.
         """
-        words = random_words(seed, Stream.CROP_AND_FLIP, epoch, images)
-        drawn = np.zeros((len(Draws._fields), images), np.int64)
+        return np.empty((0, images), np.int64)
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Change ``[B, C, H, W]`` images by the ``[columns, B]`` draws, where both are."""
+        return images
+
+
+@dataclass(frozen=True)
+class CropAndFlip(Augmentation):
+    """Random crop out of the padded image, and horizontal flip."""
+
+    padding: int
+    """Pixels of padding on each side before the crop."""
+    flip: float
+    """Probability of a horizontal flip."""
+    padding_mode: str = "constant"
+    """Content of the padding, in torchvision's terms: ``constant`` (zeros) or ``reflect`` (the
+    image mirrored at its edge, whose pixels are not repeated)."""
+
+    @property
+    def columns(self) -> int:
+        """First row and column of the crop in the padded image, and 1 for mirrored, else 0."""
+        return 3
+
+    def draw(self, seed: int, epoch: int, images: int, side: int) -> NDArray[np.int64]:
+        words = random_words(seed, Stream.AUGMENTATION, epoch, images)
+        drawn = np.zeros((self.columns, images), np.int64)
         drawn[0] = below(words[:, 0], 2 * self.padding + 1)
         drawn[1] = below(words[:, 1], 2 * self.padding + 1)
         # Compared as numbers below 2**64, so that probabilities 0 and 1 mean never and always.
         drawn[2] = words[:, 2].astype(np.float64) < self.flip * 2.0**64 if self.flip < 1 else 1
-        if self.cutout:
-            middles = random_words(seed, Stream.CUTOUT, epoch, images, words=2)
-            drawn[3] = below(middles[:, 0], size)
-            drawn[4] = below(middles[:, 1], size)
         return drawn
 
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Crop and flip ``[B, C, H, W]`` images of any type; one gather for the whole batch."""
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Crop and flip images of any type; one gather for the whole batch."""
         if self.padding == 0 and self.flip == 0:
             return images
+        top, left, flip = draws.unbind()
         count, channels, height, width = images.shape
         pitch = width + 2 * self.padding
         # Pixel numbers in the padded image: of the window at its corner, moved to the crop.
-        corner = draws.top * pitch + draws.left
-        pixels = _windows(height, width, pitch, images.device).index_select(0, draws.flip)
+        corner = top * pitch + left
+        pixels = _windows(height, width, pitch, images.device).index_select(0, flip)
         pixels = pixels + corner[:, None]
         if self.padding_mode == "reflect":
             # By index, for bytes on any device, and without a padded copy.
@@ -93,27 +98,57 @@ class Augmentation:
         gathered = images.reshape(count, channels, -1).gather(2, pixels)
         return gathered.view(count, channels, height, width)
 
-    def blank(self, images: Tensor, draws: Draws) -> Tensor:
-        """Set a square of each normalised ``[B, C, H, W]`` image to 0, the mean colour.
+
+@dataclass(frozen=True)
+class Cutout(Augmentation):
+    """A blank square in each normalised image, after any other augmentation."""
+
+    side: int
+    """Of the square in pixels, 0 for none (DeVries and Taylor 2017)."""
+
+    @property
+    def columns(self) -> int:
+        """Row and column of the middle of the blanked square."""
+        return 2 if self.side else 0
+
+    def draw(self, seed: int, epoch: int, images: int, side: int) -> NDArray[np.int64]:
+        if not self.side:
+            return super().draw(seed, epoch, images, side)
+        # A stream of its own: with and without cutout a run crops and flips its images alike.
+        return below(random_words(seed, Stream.CUTOUT, epoch, images, words=2), side).T
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Set a square of each image to 0, the mean colour.
 
         A square that reaches over the image's edge is cut off there, as in the paper.
         """
-        if self.cutout == 0:
+        if self.side == 0:
             return images
-        half = self.cutout // 2
+        half = self.side // 2
 
         def outside(middle: Tensor, size: int) -> Tensor:
             offset = torch.arange(size, device=images.device) - middle[:, None] + half
-            return (offset < 0) | (offset >= self.cutout)
+            return (offset < 0) | (offset >= self.side)
 
-        rows = outside(draws.cutout_row, images.shape[2])
-        columns = outside(draws.cutout_column, images.shape[3])
+        rows = outside(draws[0], images.shape[2])
+        columns = outside(draws[1], images.shape[3])
         return images * (rows[:, None, :, None] | columns[:, None, None, :])
+
+
+def crop_flip(config: TrainConfig) -> Augmentation:
+    """Return ``--augment crop-flip``: pad, crop at random, flip."""
+    assert config.flip is not None  # filled in when the config was made
+    return CropAndFlip(config.crop_padding, config.flip, config.crop_padding_mode)
+
+
+def no_augmentation(config: TrainConfig) -> Augmentation:
+    """Return ``--augment none``."""
+    return Augmentation()
 
 
 @functools.cache
 def _windows(height: int, width: int, pitch: int, device: torch.device) -> Tensor:
-    """``[2, H * W]`` numbers of an image's pixels in rows of ``pitch``: plain, and mirrored."""
+    """Return ``[2, H * W]`` numbers of an image's pixels in rows of ``pitch``: plain, mirrored."""
     rows = torch.arange(height)[:, None] * pitch
     columns = torch.arange(width)
     both = torch.stack([(rows + columns).view(-1), (rows + columns.flip(0)).view(-1)])
@@ -122,7 +157,7 @@ def _windows(height: int, width: int, pitch: int, device: torch.device) -> Tenso
 
 @functools.cache
 def _reflected(height: int, width: int, padding: int, device: torch.device) -> Tensor:
-    """``[(H + 2 padding) * (W + 2 padding)]``: the image's pixel that each of the padded one shows.
+    """Return ``[(H + 2 padding) * (W + 2 padding)]`` numbers: the pixel that each padded one shows.
 
     Those outside are mirrored at the first and the last pixel, as by ``F.pad(mode="reflect")``.
     """
@@ -136,7 +171,7 @@ def _reflected(height: int, width: int, padding: int, device: torch.device) -> T
 
 @dataclass(frozen=True)
 class Normalisation:
-    """From bytes to numbers around 0, and to the side that the network sees."""
+    """Scaling of bytes to numbers around 0, and of images to the network's side."""
 
     mean: tuple[float, ...]
     """Of each channel, with pixel values scaled to 0..1."""
@@ -146,29 +181,32 @@ class Normalisation:
     """Side of the result in pixels."""
 
     def apply(self, images: Tensor) -> Tensor:
-        """``[B, C, H, W]`` bytes to float32 ``(pixel / 255 - mean) / std``."""
+        """Turn ``[B, C, H, W]`` bytes into float32 ``(pixel / 255 - mean) / std``."""
         mean, std = (_per_channel(each, images.device) for each in (self.mean, self.std))
+        # ``float`` copies bytes, so the operations in place change nothing in the data set.
         return images.float().sub_(mean).div_(std)
 
     def resize(self, images: Tensor) -> Tensor:
-        """``[B, C, H, W]`` images to ``size`` x ``size`` pixels, bilinear with antialiasing."""
+        """Resize ``[B, C, H, W]`` images to ``size`` x ``size``, bilinear with antialiasing."""
         if images.shape[-1] == images.shape[-2] == self.size:
             return images
         side = (self.size, self.size)
+        # Without antialiasing a reduced image would show some of its pixels and skip the others.
         return F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
 
 
 @functools.cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """``[C, 1, 1]`` values in 0..255 of values in 0..1."""
+    """Return ``[C, 1, 1]`` values in 0..255 for values in 0..1."""
+    # Two small constants are scaled here, so that no batch is divided by 255.
     return _kept(torch.tensor(values).mul_(255).view(-1, 1, 1), device)
 
 
 def _kept(constant: Tensor, device: torch.device) -> Tensor:
     """Send a constant to a device, to be kept there.
 
-    Made at each step it would be copied from pageable memory, for which a GPU finishes all that it
-    was given before.
+    Made at each step it would be copied from pageable memory, for which a GPU first finishes all
+    the work that it was given.
     """
     with torch.inference_mode(False):  # the first one to ask may be a validation
         return constant.clone().to(device)

@@ -1,1 +1,1 @@
-"""The network, and what is done with it at a step."""
+"""Networks, their weights, and what a training step computes with them."""

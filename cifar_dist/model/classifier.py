@@ -1,4 +1,4 @@
-"""The LightningModule: loss, metrics, optimizer, schedule."""
+"""The LightningModule: loss and metrics of a network in training."""
 
 from __future__ import annotations
 
@@ -14,15 +14,9 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.datamodule import PADDING, Batch
-
-SGD_MOMENTUM = 0.9
-RISE = {"cosine": 0.3, "linear": 0.2}
-"""Share of a cycle in which the learning rate rises, by `anneal`, where `warmup_epochs` is not set:
-torch's own, and that of cifar10-fast and hlb-CIFAR10."""
-RISE_FROM = 25.0
-"""What a cycle's highest learning rate is divided by for its first one: torch's default."""
+from cifar_dist.model.optim import optimizer_and_schedule
 
 
 class Totals(nn.Module):
@@ -40,6 +34,8 @@ class Totals(nn.Module):
         super().__init__()
         for name in ("loss_sum", "correct", "images"):
             # In float32 a sum over an epoch would round; float64 also counts exactly.
+            # Not part of the state: counts differ between ranks, and loading would give all those
+            # of rank 0. `RunCheckpointer` saves each rank's.
             self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
 
     @torch.no_grad()
@@ -106,12 +102,13 @@ class Classifier(pl.LightningModule):
     Args:
         network: from ``[B, 3, H, W]`` images to ``[B, classes]`` logits.
         config: loss, optimizer, schedule, average.
-        steps_per_epoch: optimizer steps in an epoch, for schedules by step.
+        steps_per_epoch: optimizer steps in an epoch, for the schedule.
     """
 
     def __init__(self, network: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         super().__init__()
         self.network = network
+        # Its weights take no gradients: DDP raises where a weight that takes them gets none.
         self.average = copy.deepcopy(network).requires_grad_(False) if config.ema else None
         self.config = config
         self.steps_per_epoch = steps_per_epoch
@@ -134,7 +131,7 @@ class Classifier(pl.LightningModule):
         return self.network if self.average is None else self.average
 
     def totals_of(self, stage: str) -> Totals:
-        """What was counted in ``train``, ``val`` or ``test``."""
+        """Return the totals of ``train``, ``val`` or ``test``."""
         totals = self.totals[f"{stage}_totals"]
         assert isinstance(totals, Totals)
         return totals
@@ -144,6 +141,7 @@ class Classifier(pl.LightningModule):
         loss_sum = F.cross_entropy(
             logits, batch.labels, reduction="sum", label_smoothing=self.config.label_smoothing
         )
+        # Training batches have no padding: the count is a plain number, and no mask is computed.
         self.totals_of("train").update(loss_sum, logits, batch.labels, len(batch.labels))
         # DDP averages gradients over ranks. Ranks' parts may differ in size, so each divides
         # by the global size and undoes the average: the sum is the global batch's mean loss.
@@ -162,65 +160,11 @@ class Classifier(pl.LightningModule):
     def _evaluate(self, stage: str, batch: Batch) -> Tensor:
         logits: Tensor = self.evaluated(batch.images)
         loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=PADDING)
+        # A sum that stays on the device. torchmetrics' ignore_index selects by a boolean mask
+        # instead, which makes a GPU wait twice a step.
         images = (batch.labels != PADDING).sum()
         self.totals_of(stage).update(loss_sum, logits, batch.labels, images)
         return logits
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self._optimizer()
-        schedule: Any
-        if self.config.schedule == "onecycle":
-            schedule = self._onecycle(optimizer)
-            interval = "step"
-        else:
-            schedule = torch.optim.lr_scheduler.StepLR(
-                optimizer, self.config.step_size, self.config.gamma
-            )
-            interval = "epoch"
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": interval},
-        }
-
-    def _onecycle(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.OneCycleLR:
-        config = self.config
-        total_steps = config.max_epochs * self.steps_per_epoch
-        rise = RISE[config.anneal]
-        if config.warmup_epochs is not None:
-            rise = config.warmup_epochs / config.max_epochs
-        if rise * total_steps < 2:
-            rise = 0.0  # nothing to rise over, and over exactly one step torch divides by zero
-        end = config.final_lr_factor
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=config.lr,
-            total_steps=total_steps,
-            pct_start=rise,
-            anneal_strategy="cos" if config.anneal == "cosine" else "linear",
-            div_factor=RISE_FROM,
-            final_div_factor=1 / (RISE_FROM * end) if end else math.inf,
-        )
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        lr, decay = self.config.lr, self.config.weight_decay
-        parameters: Any = self.network.parameters()
-        if not self.config.decay_norm_bias:
-            parameters = decay_groups(self.network)
-        # Fused: one pass over the weights in place of a dozen, on the CPU too.
-        if self.config.optimizer == "sgd":
-            return torch.optim.SGD(
-                parameters, lr, momentum=SGD_MOMENTUM, weight_decay=decay, nesterov=True, fused=True
-            )
-        return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True)
-
-
-def decay_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """Return a network's parameters as two groups of an optimizer, the second without weight decay.
-
-    Without decay are vectors and scalars: biases, and the scales and offsets of normalisation
-    layers. A network that lacks either kind has one group.
-    """
-    decayed = [each for each in network.parameters() if each.ndim > 1]
-    others = [each for each in network.parameters() if each.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+        return optimizer_and_schedule(self.network, self.config, self.steps_per_epoch)

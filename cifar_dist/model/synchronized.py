@@ -1,8 +1,8 @@
 """Networks that compute the same whether one rank holds the global batch or two share it.
 
 Batch normalisation over the global batch is not enough for that: a sum over 128 images rounds
-otherwise than two sums over 64, and training doubles such a difference in a step or two (measured
-in docs/faults.md). So a rank that is alone works in halves, as two would, layer by layer; sums of
+differently from two sums over 64, and training doubles such a difference in a step or two (measured
+in docs/faults.md). So a single rank computes in halves, as two would, layer by layer; sums of
 two are the same in either order. With one rank and two the weights agree to the bit where both
 use the same kernels and as many threads; with more, up to rounding.
 
@@ -21,9 +21,9 @@ from torch.autograd.function import once_differentiable
 
 
 def synchronize(network: nn.Module) -> nn.Module:
-    """Make a network's layers work in halves, and its batch normalisation over the global batch.
+    """Make a network's layers compute in halves, and its batch normalisation over the global batch.
 
-    In place; weights, statistics and their names stay. torch's own ``SyncBatchNorm`` would take no
+    In place; weights, statistics and their names stay. torch's own ``SyncBatchNorm`` does not take
     tensors on the CPU. Every rank of the default group must take part in each training step.
 
     Args:
@@ -34,20 +34,21 @@ def synchronize(network: nn.Module) -> nn.Module:
     """
     for module in network.modules():
         for plain, synchronized in _SYNCHRONIZED.items():
+            # Exactly these types: a subclass may compute something else in its forward.
             if type(module) is plain:
                 module.__class__ = synchronized
     return network
 
 
 class HalvedConv2d(nn.Conv2d):
-    """``nn.Conv2d`` that a rank that is alone applies to each half of its images."""
+    """``nn.Conv2d`` that a single rank applies to each half of its images."""
 
     def forward(self, input: Tensor) -> Tensor:
         return torch.cat([super(HalvedConv2d, self).forward(part) for part in _parts(input)])
 
 
 class HalvedLinear(nn.Linear):
-    """``nn.Linear`` that a rank that is alone applies to each half of its images."""
+    """``nn.Linear`` that a single rank applies to each half of its images."""
 
     def forward(self, input: Tensor) -> Tensor:
         return torch.cat([super(HalvedLinear, self).forward(part) for part in _parts(input)])
@@ -68,6 +69,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
+        # Detached: autograd does not follow a gather over ranks. `_Normalise` computes the gradient
+        # that flows through the moments.
         count, mean, variance = _global_moments([part.detach() for part in _parts(input)])
         if self.track_running_stats:
             self._track(count, mean, variance)
@@ -77,8 +80,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return output
 
     def _track(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics; the arguments are `_global_moments`'."""
-        assert self.running_mean is not None  # there are all three buffers or none
+        """Update the running statistics; the arguments are `_global_moments`'s result."""
+        assert self.running_mean is not None  # all three buffers exist, or none
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
@@ -139,7 +142,7 @@ class _Normalise(torch.autograd.Function):
         )
         # Rounded before they are added, as ranks' gradients are.
         to_bias, to_weight = by_part.to(dtype).sum(0)
-        # Every image moved the moments, so what all images' outputs want of them comes back.
+        # Every image moved the moments, so the gradients of all images' outputs flow through them.
         sums = by_part.sum(0)
         if _others():
             dist.all_reduce(sums)
@@ -154,7 +157,7 @@ def _others() -> bool:
 
 
 def _parts(images: Tensor) -> tuple[Tensor, ...]:
-    """This rank's images; in halves, cut as for two ranks, where it is alone."""
+    """Return this rank's images; those of a single rank in halves, cut as for two ranks."""
     if _others() or len(images) < 2:
         return (images,)
     half = len(images) // 2
@@ -162,11 +165,11 @@ def _parts(images: Tensor) -> tuple[Tensor, ...]:
 
 
 def _global_moments(parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """What all ranks' ``[B, C, H, W]`` images have in common; a collective.
+    """Compute the moments over all ranks' ``[B, C, H, W]`` images; a collective.
 
     Returns:
-        Float64, the same bits on every rank: values a channel ``[]``, mean ``[C]``, biased
-        variance ``[C]``.
+        Float64, the same bits on every rank: number of values a channel ``[]``, mean ``[C]``,
+        biased variance ``[C]``.
     """
     moments = [_moments(part) for part in parts]
     if _others():
@@ -174,6 +177,7 @@ def _global_moments(parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
             moments[0],
             [torch.empty_like(moments[0]) for _ in range(dist.get_world_size())],
         )
+        # Gathered and combined by each rank in the order of ranks, so that all get the same bits.
         dist.all_gather(moments, own)
     channels = parts[0].shape[1]
     means, squares, counts = torch.stack(moments).split([channels, channels, 1], dim=1)
@@ -185,26 +189,27 @@ def _global_moments(parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _moments(images: Tensor) -> Tensor:
-    """``[2 C + 1]`` float64: means, sums of squared deviations, and values a channel."""
+    """Return ``[2 C + 1]`` float64: means, sums of squared deviations, values a channel."""
     images = images.to(_at_least_float32(images.dtype))
     count = images.numel() // images.shape[1]
     mean = _sum(images) / count
-    # Not the mean of squares minus the square of the mean, of which float32 would leave little.
+    # Not the mean of squares minus the square of the mean, which would cancel in float32.
     squares = _sum((images - _per_channel(mean, images.dtype)).square_())
-    # The mean that was subtracted was a rounded one.
+    # Correct for the rounding of the mean that was subtracted.
     squares -= count * (mean - mean.to(images.dtype)).square()
     return torch.cat([mean, squares, mean.new_tensor([count])])
 
 
 def _sum(images: Tensor) -> Tensor:
-    """``[B, C, H, W]`` summed to ``[C]`` float64: within an image in the images' own type."""
+    """Sum ``[B, C, H, W]`` to ``[C]`` float64; within an image in the images' own type."""
     return images.sum((2, 3)).double().sum(0)
 
 
 def _per_channel(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """``[C]`` values to ``[C, 1, 1]``, as ``[B, C, H, W]`` images take them."""
+    """View ``[C]`` values as ``[C, 1, 1]``, which broadcasts over ``[B, C, H, W]`` images."""
     return values.to(dtype).view(-1, 1, 1)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    # bfloat16 keeps 8 bits, to which every square and every image's sum would be rounded.
     return torch.promote_types(dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""A page that lays runs over each other."""
+"""A page that compares runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from cifar_dist.reports import figures
+from cifar_dist.reports import run_figures
 from cifar_dist.reports.page import Cell, Page, Section, Table, cell, in_time, plain
-from cifar_dist.reports.run import environment_of, history_of
-from cifar_dist.runs import RunDirectory
+from cifar_dist.reports.run import best_row, environment_of, history_of, recorded
+from cifar_dist.runs.directory import RunDirectory
 
 CURVES = {
     "val_accuracy": "Validation accuracy",
@@ -21,15 +21,15 @@ CURVES = {
     "lr": "Learning rate",
     "images_per_second": "Throughput",
 }
-_SAYS_NOTHING = {"name", "resume", "command"}
-"""What differs between any two runs."""
+_ALWAYS_DIFFER = {"name", "resume", "command"}
+"""Settings that differ between any two runs."""
 
 
 def comparison_page(runs: Sequence[RunDirectory]) -> Page:
-    """Several runs' curves, settings that differ and final figures.
+    """Compare runs: their curves, the settings that differ, and final figures.
 
     Raises:
-        UserError: one of them is no run, or its settings cannot be read.
+        UserError: one of them is not a run, or its settings cannot be read.
     """
     names = _names(runs)
     configs = {name: run.read_config().to_dict() for name, run in zip(names, runs, strict=True)}
@@ -38,10 +38,10 @@ def comparison_page(runs: Sequence[RunDirectory]) -> Page:
     drawn = [
         drawing
         for metric, caption in CURVES.items()
-        if begun
-        for drawing in figures.overlaid(begun, metric, caption)
+        if (known := {name: rows for name, rows in begun.items() if recorded(rows, metric)})
+        for drawing in run_figures.overlaid(known, metric, caption)
     ]
-    notes = [f"{name} has no epoch behind it." for name in names if name not in begun]
+    notes = [f"{name} has not finished an epoch." for name in names if name not in begun]
     environments = {name: environment_of(run) for name, run in zip(names, runs, strict=True)}
     return Page(
         title=" · ".join(names) if len(names) <= 4 else f"{len(names)} runs",
@@ -56,7 +56,7 @@ def comparison_page(runs: Sequence[RunDirectory]) -> Page:
 
 
 def _names(runs: Sequence[RunDirectory]) -> list[str]:
-    """Short names, whole paths where those are not enough."""
+    """Return short names, and whole paths of runs that share a name."""
     counts = Counter(run.name for run in runs)
     return [run.name if counts[run.name] == 1 else str(run.path) for run in runs]
 
@@ -68,16 +68,17 @@ def _final(runs: Mapping[str, RunDirectory], histories: Mapping[str, pd.DataFram
     accuracies = []
     for name, run in runs.items():
         summary, history = run.read_summary(), histories[name]
-        best = history.loc[history["val_accuracy"].idxmax()] if len(history) else {}
-        speed = history["images_per_second"].median() if len(history) else None
+        best = best_row(history)
+        measured = recorded(history, "images_per_second")
+        speed = history["images_per_second"].median() if measured else None
         seconds = summary.get("seconds")
         rows.append(
             (
                 cell(name),
                 cell(summary.get("status", "not ended")),
                 *(_four(summary.get(which)) for which in ("test_accuracy", "test_loss")),
-                _four(best.get("val_accuracy")),
-                cell(None if not len(best) else int(best["epoch"])),
+                _four(None if best is None else best["val_accuracy"]),
+                cell(None if best is None else int(best["epoch"])),
                 cell(len(history)),
                 Cell("" if speed is None else f"{speed:,.0f}", repr(speed or ""), number=True),
                 Cell("" if seconds is None else in_time(seconds), repr(seconds or ""), number=True),
@@ -97,11 +98,12 @@ def _four(value: Any) -> Cell:
 
 
 def _differences(title: str, what: str, by_run: Mapping[str, Mapping[str, Any]]) -> Section:
+    # In the settings' order: a set of names would be in another order in each process.
     keys = list(dict.fromkeys(key for each in by_run.values() for key in each))
     differ = [
         key
         for key in keys
-        if key not in _SAYS_NOTHING
+        if key not in _ALWAYS_DIFFER
         and any(each.get(key) != next(iter(by_run.values())).get(key) for each in by_run.values())
     ]
     if not differ:

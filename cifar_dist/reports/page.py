@@ -1,4 +1,4 @@
-"""What a report's page is made of, and the page as one HTML file that loads nothing."""
+"""The parts of a report's page, and the page as one HTML file that loads nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cifar_dist import __version__
-from cifar_dist.reports.figures import Drawing
+from cifar_dist.reports.drawing import Drawing
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Cell:
 
     text: str
     key: str = ""
-    """What it is sorted by; a number where it is one, empty behind all others."""
+    """It is sorted by this; numerically where it is a number; empty sorts last."""
     number: bool = False
 
 
@@ -40,23 +40,23 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     sortable: bool = False
     emphasised: frozenset[int] = frozenset()
-    """Rows, from 0, that stand out."""
+    """0-based rows that are highlighted."""
     faded: frozenset[int] = frozenset()
 
     def is_number(self, column: int) -> bool:
-        """Whether a column holds numbers, which stand on the right."""
+        """Return whether a column holds numbers, which are aligned right."""
         cells = [row[column] for row in self.rows]
         return any(cell.number for cell in cells) and all(c.number or not c.text for c in cells)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the data set that was answered wrongly."""
+    """An image of the data set that was misclassified."""
 
     source: str
-    """A ``data:`` address."""
+    """A ``data:`` URL."""
     label: str
-    answer: str
+    predicted: str
     confidence: float
 
 
@@ -72,7 +72,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Its id in the page."""
+        """Return its id in the page."""
         return "".join(c if c.isalnum() else "-" for c in self.title.lower())
 
 
@@ -84,21 +84,25 @@ class Page:
     subtitle: str
     status: str = ""
     facts: Sequence[tuple[str, str, str]] = ()
-    """Figures at the top: what, the value, and what belongs to it."""
+    """Figures at the top: name, value, and a remark."""
     sections: Sequence[Section] = field(default_factory=tuple)
 
 
 def render(page: Page) -> bytes:
-    """The page as an HTML file."""
+    """Return the page as an HTML file."""
     folder = resources.files("cifar_dist.reports")
     environment = jinja2.Environment(
+        # Names of runs and classes are a user's text, which may look like markup.
         autoescape=True,
+        # A misspelt name in the template is an error, not a gap in the page.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     template = environment.from_string((folder / "page.html.jinja").read_text("utf-8"))
     script = (folder / "sort.js").read_text("utf-8")
+    # The page's Content-Security-Policy admits the script of this digest and no other, so that text
+    # from a run cannot run as code.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = template.render(
         page=page,
@@ -111,18 +115,19 @@ def render(page: Page) -> bytes:
 
 
 def cell(value: Any) -> Cell:
-    """A cell of any plain value, sorted as what it is."""
-    if value is None or value != value:  # not a number: nothing there
+    """Return a cell of any plain value, sorted by its type."""
+    if value is None or value != value:  # NaN: the table has no value there
         return Cell("")
     if isinstance(value, bool | np.bool_):
         return Cell("yes" if value else "no", str(int(value)))
     if isinstance(value, int | float | np.integer | np.floating):
+        # Sorted by all digits: values that look alike in four would be a tie.
         return Cell(plain(value), repr(float(value)), number=True)
     return Cell(str(value), str(value).lower())
 
 
 def plain(value: Any) -> str:
-    """A value in few digits."""
+    """Format a value with few digits."""
     if value is None:
         return "none"
     if isinstance(value, bool | np.bool_):
@@ -137,19 +142,19 @@ def plain(value: Any) -> str:
 
 
 def in_time(seconds: float) -> str:
-    """Seconds as ``3:05`` or ``1:02:03``."""
+    """Format seconds as ``3:05`` or ``1:02:03``."""
     return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")
 
 
 def share(value: Any) -> str:
-    """An accuracy; a dash where there is none."""
+    """Format an accuracy; a dash where there is none."""
     return "–" if value is None else f"{value:.4f}"  # noqa: RUF001
 
 
 def names_and_values(
     caption: str, values: Mapping[str, Any], ordinary: Mapping[str, Any] | None = None
 ) -> Table:
-    """A table of two columns; what differs from the ordinary values stands out."""
+    """Return a table of two columns, with values that differ from ``ordinary`` highlighted."""
     rows = [
         (Cell(name), Cell(str(value) if type(value) is int else plain(value)))
         for name, value in values.items()
@@ -162,11 +167,13 @@ def names_and_values(
     return Table(caption, ("", ""), rows, emphasised=unlike)
 
 
-def as_picture(image: NDArray[np.uint8], label: str, answer: str, confidence: float) -> Picture:
-    """``[3, H, W]`` bytes as a picture of the page."""
+def as_picture(image: NDArray[np.uint8], label: str, predicted: str, confidence: float) -> Picture:
+    """Return ``[3, H, W]`` bytes as a picture of the page."""
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(image.transpose(1, 2, 0)).save(file, "PNG", optimize=True)
+    # Pillow takes a grey image without an axis for channels.
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
     source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Picture(source, label, answer, confidence)
+    return Picture(source, label, predicted, confidence)

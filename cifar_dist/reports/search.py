@@ -8,24 +8,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cifar_dist.config import TrainConfig
-from cifar_dist.reports import figures
-from cifar_dist.reports.figures import Setting
+from cifar_dist.config.train import TrainConfig
+from cifar_dist.config.tune import DEFAULT_MAX_EPOCHS, TuneConfig, tune_setting_names
+from cifar_dist.reports import search_figures
 from cifar_dist.reports.page import Page, Section, Table, cell, in_time, names_and_values, share
-from cifar_dist.search import SearchDirectory
-from cifar_dist.spaces import Domain, Space
+from cifar_dist.reports.search_figures import Setting
+from cifar_dist.search.asha import rung_epochs
+from cifar_dist.search.directory import SearchDirectory
+from cifar_dist.search.space import Domain, Space
 from cifar_dist.storage import AnyPath
-from cifar_dist.tune_config import DEFAULT_MAX_EPOCHS, TuneConfig, tune_setting_names
 
 FEWEST_TRIALS = 10
-"""Trials with results below which no importance is told."""
+"""Trials with results below which no importance is shown."""
 TREES = 300
 SHUFFLES = 20
 """How often each setting is shuffled."""
 
 
 def search_page(directory: SearchDirectory) -> Page:
-    """All that is known of a search.
+    """Return the page of a search: all that its directory holds.
 
     Raises:
         UserError: there is no such search, or its settings cannot be read.
@@ -34,12 +35,13 @@ def search_page(directory: SearchDirectory) -> Page:
     summary = directory.read_summary()
     trials, history = _frame(directory.trials_parquet), _frame(directory.history_file)
     best_trial = summary.get("best_trial")
+    # A table that is not written yet has no columns either.
     scored = trials[trials[config.metric].notna()] if len(trials) else trials
     settings = [_axis(name, domain, scored) for name, domain in space.domains.items()]
     sections = [_by_epoch(history, trials, config, best_trial)]
     if len(scored):
-        against = figures.settings_against(settings, scored, config.metric, best_trial)
-        lines = figures.parallel_coordinates(settings, scored, config.metric, config.mode)
+        against = search_figures.settings_against(settings, scored, config.metric, best_trial)
+        lines = search_figures.parallel_coordinates(settings, scored, config.metric, config.mode)
         sections += [
             Section("Settings against " + config.metric, drawings=[*lines, *against]),
             _importance(settings, scored, config),
@@ -65,21 +67,21 @@ def _settings(config: TuneConfig, space: Space) -> Section:
         for name, each in space.domains.items()
     }
     tables = [
-        names_and_values("What was searched", searched),
+        names_and_values("Searched settings", searched),
         names_and_values("Settings of the search", own, ordinary),
         names_and_values("Settings that all trials share", shared, ordinary),
     ]
-    return Section("Settings", ["What differs from the default is bold."], tables=tables)
+    return Section("Settings", ["Settings that differ from the default are bold."], tables=tables)
 
 
 def _ordinary(config: TuneConfig) -> TuneConfig:
-    """A search on the same data with nothing but defaults."""
+    """Return a search on the same data with nothing but defaults."""
     train = TrainConfig(dataset=config.train.dataset, max_epochs=DEFAULT_MAX_EPOCHS)
     return TuneConfig(train=train)
 
 
 def _frame(file: AnyPath) -> pd.DataFrame:
-    """A table; empty before it is there."""
+    """Read a table; empty before it is written."""
     return pd.read_parquet(io.BytesIO(file.read_bytes())) if file.is_file() else pd.DataFrame()
 
 
@@ -110,15 +112,15 @@ def _by_epoch(
     history: pd.DataFrame, trials: pd.DataFrame, config: TuneConfig, best_trial: str | None
 ) -> Section:
     if history.empty or trials.empty:
-        return Section("Trials by epoch", ["No trial has ended an epoch yet."])
-    drawn = figures.accuracy_by_epoch(history, trials, config.metric, best_trial)
+        return Section("Trials by epoch", ["No trial has finished an epoch yet."])
+    drawn = search_figures.accuracy_by_epoch(history, trials, config.metric, best_trial)
     return Section("Trials by epoch", drawings=drawn)
 
 
 def _saved(trials: pd.DataFrame, config: TuneConfig, summary: dict[str, Any]) -> Section:
     most = config.train.max_epochs
     if config.scheduler != "asha":
-        return Section("What ASHA saved", ["Nothing: the search ran without early stopping."])
+        return Section("Epochs saved by ASHA", ["Nothing: the search ran without early stopping."])
     notes = []
     if summary:
         run, possible, counted = (
@@ -136,23 +138,23 @@ def _saved(trials: pd.DataFrame, config: TuneConfig, summary: dict[str, Any]) ->
         if summary["failed"] or summary["unfinished"]:
             notes.append("Epochs of trials that failed or are unfinished show as saved too.")
     rungs = _rungs(trials, config)
-    return Section("What ASHA saved", notes, figures.epochs_saved(trials, most), [rungs])
+    return Section(
+        "Epochs saved by ASHA", notes, search_figures.epochs_saved(trials, most), [rungs]
+    )
 
 
 def _rungs(trials: pd.DataFrame, config: TuneConfig) -> Table:
-    """How many trials came to each rung, and how many were stopped there."""
+    """Return how many trials reached each rung, and how many were stopped there."""
     rows = []
-    rung, most = float(config.grace_period), config.train.max_epochs
+    most = config.train.max_epochs
     stopped = trials["status"] == "stopped"
-    while round(rung) < most:
-        epoch = round(rung)
+    for epoch in rung_epochs(config.grace_period, config.reduction_factor, most):
         came = int((trials["epochs"] >= epoch).sum())
         here = int((stopped & (trials["epochs"] == epoch)).sum())
         rows.append((cell(f"epoch {epoch}"), cell(came), cell(here)))
-        rung *= config.reduction_factor
     rows.append((cell(f"epoch {most}, the last"), cell(int((trials["epochs"] >= most).sum())),
                  cell(int((stopped & (trials["epochs"] >= most)).sum()))))  # fmt: skip
-    return Table("Trials by rung", ("rung", "came to it", "stopped there"), rows)
+    return Table("Trials by rung", ("rung", "reached it", "stopped there"), rows)
 
 
 def _table(
@@ -162,11 +164,14 @@ def _table(
     names = ["trial_id", "status", *metrics, *space.domains, "epochs", "best_epoch", "seconds",
              "reason", "error"]  # fmt: skip
     names = [
-        name for name in names if name not in ("reason", "error") or trials[name].notna().any()
+        name
+        for name in names
+        if name in trials and (name not in ("reason", "error") or trials[name].notna().any())
     ]
-    # Best first, as a reader wants it; trials without a result at the end.
+    # Best first; trials without a result come last.
     ordered = trials.sort_values(config.metric, ascending=config.mode == "min", kind="stable")
     rows = [
+        # A comparison with pd.NA is neither true nor false, and would raise in `cell`.
         [cell(None if value is pd.NA else value) for value in row]
         for row in ordered[names].itertuples(index=False)
     ]
@@ -183,11 +188,8 @@ def _table(
     return Section("Table of trials", [note], tables=[table])
 
 
-# --- settings as axes ------------------------------------------------------------------------
-
-
 def _axis(name: str, domain: Domain, trials: pd.DataFrame) -> Setting:
-    """A searched setting, placed on an axis: listed values in their order, evenly."""
+    """Return a searched setting as an axis; listed values are evenly spaced, in their order."""
     values = trials[name] if name in trials else pd.Series(dtype=float)
     if domain.listed:
         listed = _ordered(domain.values)
@@ -214,17 +216,14 @@ def _word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# --- importance ------------------------------------------------------------------------------
-
-
 def _importance(settings: list[Setting], trials: pd.DataFrame, config: TuneConfig) -> Section:
     title = "Importance of each setting"
     if len(trials) < FEWEST_TRIALS:
         return Section(
             title,
             [
-                f"{len(trials)} trials have results: too few to tell. It is told from "
-                f"{FEWEST_TRIALS} trials on, and worth something from many more."
+                f"{len(trials)} trials have results, too few to estimate importance: it takes "
+                f"{FEWEST_TRIALS}, and is reliable only with many more."
             ],
         )
     drops, explained = importance_of(settings, trials[config.metric].to_numpy(float))
@@ -235,27 +234,27 @@ def _importance(settings: list[Setting], trials: pd.DataFrame, config: TuneConfi
         "settings; a setting counts by how much worse it predicts these same trials when that "
         "setting is shuffled among them (permutation importance, mean and standard deviation of "
         f"{SHUFFLES} shuffles).",
-        _worth(explained),
-        "It says what went along with what in these trials, not what causes what. Stopped trials "
+        _reliability(explained),
+        "It shows correlation in these trials, not causation. Stopped trials "
         f"count with the {config.metric} of the few epochs that they ran, so settings that learn "
         "quickly at first look better.",
     ]
-    return Section(title, notes, figures.importance(drops, config.metric))
+    return Section(title, notes, search_figures.importance(drops, config.metric))
 
 
-def _worth(explained: float) -> str:
-    asked = f"On trials that a tree has not seen the forest explains R² = {explained:.2f}"
+def _reliability(explained: float) -> str:
+    explains = f"On trials that its trees have not seen the forest explains R² = {explained:.2f}"
     if explained <= 0.1:
-        return f"{asked}, next to nothing: do not read anything into the order below."
+        return f"{explains}, next to nothing: do not read anything into the order below."
     if explained < 0.5:
-        return f"{asked}, some of the differences: take the order below with care."
-    return f"{asked} of the differences."
+        return f"{explains}, some of the differences: take the order below with care."
+    return f"{explains}."
 
 
 def importance_of(
     settings: list[Setting], values: np.ndarray[Any, Any]
 ) -> tuple[pd.DataFrame, float]:
-    """Permutation importance of each setting that varies, the highest first.
+    """Compute the permutation importance of each setting that varies, the highest first.
 
     Returns:
         Columns ``setting``, ``mean_drop`` and ``std_drop`` (of R²); and R² of the forest on
@@ -268,6 +267,8 @@ def importance_of(
     if not varied:
         return pd.DataFrame(columns=["setting", "mean_drop", "std_drop"]), 0.0
     places = np.column_stack([np.log(each.places) if each.log else each.places for each in varied])
+    # Its R² is taken on trials out of each tree's sample: on its own sample a forest explains
+    # nearly everything, noise too. The seed is fixed, so that a report drawn again says the same.
     forest = RandomForestRegressor(TREES, oob_score=True, random_state=0).fit(places, values)
     found = permutation_importance(forest, places, values, n_repeats=SHUFFLES, random_state=0)
     drops = pd.DataFrame(

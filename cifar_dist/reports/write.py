@@ -1,4 +1,4 @@
-"""From directories to a page's file."""
+"""Reading the directories that a report is of, and writing its file."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from cifar_dist.reports.comparison import comparison_page
 from cifar_dist.reports.page import Page, render
 from cifar_dist.reports.run import run_page
 from cifar_dist.reports.search import search_page
-from cifar_dist.runs import RunDirectory
-from cifar_dist.search import SearchDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.storage import AnyPath, at, write_atomically
 
 COMPARISON = "comparison.html"
@@ -22,7 +22,7 @@ def write_report(
     data_dir: str | None = None,
     measure: bool = True,
 ) -> AnyPath:
-    """Write a run's or a search's page, or one that compares runs.
+    """Write the page of a run or a search, or one that compares runs.
 
     Args:
         paths: directories: of a run, of a search, or of several runs.
@@ -53,11 +53,12 @@ def write_report(
         for each in opened:
             if isinstance(each, SearchDirectory):
                 raise UserError(
-                    f"{each.path}: is a search, and runs are compared; give its trials, e.g. "
+                    f"{each.path}: is a search, and only runs are compared; give its trials, e.g. "
                     f"{each.trials_folder}/t0000, or the search alone"
                 )
         page = comparison_page(runs)
         file = output or at(COMPARISON)
+    # Rendered as a whole before anything is written, so that an error leaves the old report.
     content = render(page)
     write_atomically(file, content)
     return file
@@ -65,6 +66,7 @@ def write_report(
 
 def _opened(path: AnyPath) -> RunDirectory | SearchDirectory:
     search = SearchDirectory(path)
+    # Asked first: a search has a config.yaml too, and would pass for a run.
     if search.space_file.is_file():
         return search
     if search.config_file.is_file():

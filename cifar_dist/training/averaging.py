@@ -13,7 +13,7 @@ from cifar_dist.model.classifier import Classifier
 
 
 class AverageWeights(Callback):
-    """Moves the averaged network of a `Classifier` towards the trained one after each step.
+    """Callback that moves the averaged network towards the trained one after each step.
 
     ``average = d * average + (1 - d) * weights``. After ``n`` updates ``d`` is
     ``min(decay, (1 + n) / (10 + n))``, as in TensorFlow's ExponentialMovingAverage: with a fixed
@@ -53,6 +53,8 @@ class AverageWeights(Callback):
         assert isinstance(pl_module, Classifier)
         assert pl_module.average is not None
         pairs = list(zip(_state(pl_module.average), _state(pl_module.network), strict=True))
+        # The update takes a whole list by the type of its first tensor, and lerp knows no whole
+        # numbers: one counter among the weights would raise, so counters are kept apart.
         moving = [pair for pair in pairs if pair[0].is_floating_point()]
         self._pairs = [mine for mine, _ in moving], [weights for _, weights in moving]
         self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
@@ -76,4 +78,6 @@ class AverageWeights(Callback):
 
 def _state(network: nn.Module) -> list[Tensor]:
     """Return a network's parameters and buffers, always in the same order."""
+    # Detached tensors share the parameters' memory, so that lists made at the start serve every
+    # step.
     return [*(each.detach() for each in network.parameters()), *network.buffers()]

@@ -35,6 +35,8 @@ def fix_buckets(ddp: DistributedDataParallel) -> None:
 
     module.forward = over_the_weights  # this instance's alone
     try:
+        # Through DDP's own forward: it is there that DDP prepares to see gradients become ready,
+        # and there, at the next call, that it builds its buckets from the order that it saw.
         ddp().backward()
     finally:
         del module.forward

@@ -13,11 +13,11 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.order import ORDER_VERSION
 from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.events import Listener
-from cifar_dist.runs import RunDirectory
+from cifar_dist.events import Listener, Warned
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import AnyPath, at
 from cifar_dist.training.writer import Snapshot
 
@@ -25,6 +25,12 @@ IDENTITY = "cifar_dist"
 """Key in a checkpoint of what the run computes, see `find_checkpoint`."""
 ORDER = "order_version"
 """Key in that of the `ORDER_VERSION` that the checkpoint was trained with."""
+
+_OF_RECORD = {
+    "MetricsHistory": ("history", "best_epoch", "seconds"),
+    "RunCheckpointer": ("best_sha256", "ranks"),
+}
+"""By callback: what it keeps that one callback, ``Record``, kept in older checkpoints."""
 
 _MARK = b"cifar_dist sha256 "
 _COMMENT_BYTES = len(_MARK) + 64
@@ -36,7 +42,7 @@ class BadCheckpoint(Exception):
 
 
 def checkpoint_as_bytes(content: Mapping[str, Any]) -> bytes:
-    """A checkpoint as torch saves it, with a SHA-256 of all before it as the archive's comment.
+    """Return a checkpoint as torch saves it, and its SHA-256 as the archive's comment.
 
     ``torch.load`` reads it as any other: a zip archive may end with a comment.
     """
@@ -51,7 +57,9 @@ def checkpoint_as_bytes(content: Mapping[str, Any]) -> bytes:
 
 
 def read_checkpoint(path: str | AnyPath) -> dict[str, Any]:
-    """Read a checkpoint, to the CPU, and see that it is what was written.
+    """Read a checkpoint, to the CPU, and check that it is what was written.
+
+    One of an older version is returned as this version would have written it.
 
     Raises:
         BadCheckpoint: it is cut short, damaged, holds anything but numbers, or is no checkpoint.
@@ -62,10 +70,12 @@ def read_checkpoint(path: str | AnyPath) -> dict[str, Any]:
         raise BadCheckpoint(f"cannot be read ({error.strerror})") from None
     body, comment = data[:-_COMMENT_BYTES], data[-_COMMENT_BYTES:]
     signed = comment.startswith(_MARK)
+    # Checked before torch reads any of it, so that nothing of a damaged file is unpickled.
     if signed and hashlib.sha256(body).hexdigest().encode() != comment[len(_MARK) :]:
         raise BadCheckpoint("is damaged: its bytes do not give the checksum that it was saved with")
+    # A zip archive's end may be followed by a comment of at most 65,535 bytes.
     if not signed and data.startswith(b"PK") and _END_OF_ZIP not in data[-70_000:]:
-        raise BadCheckpoint(f"is cut short: its end is missing behind {len(data):,} bytes")
+        raise BadCheckpoint(f"is cut short: its end is missing after {len(data):,} bytes")
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
@@ -74,13 +84,24 @@ def read_checkpoint(path: str | AnyPath) -> dict[str, Any]:
                 "holds more than numbers and would run code when loaded; it was not loaded"
             ) from None
         raise BadCheckpoint("is no checkpoint, or its end is missing") from None
+    # Checked last, so that a file that is cut short or holds code is refused for that reason.
     if not signed:
         raise BadCheckpoint("has no checksum: it was not written by cifar_dist, or its end is lost")
-    return cast(dict[str, Any], content)
+    return _with_todays_callbacks(cast(dict[str, Any], content))
+
+
+def _with_todays_callbacks(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint whose callbacks' states have the names that the callbacks have now."""
+    callbacks = content.get("callbacks", {})
+    if (record := callbacks.get("Record")) is None:
+        return content
+    states = {key: {name: record[name] for name in names} for key, names in _OF_RECORD.items()}
+    others = {key: state for key, state in callbacks.items() if key != "Record"}
+    return {**content, "callbacks": {**others, **states}}
 
 
 class Checkpoints(CheckpointIO):
-    """How Lightning writes and reads a run's checkpoints."""
+    """Lightning's access to a run's checkpoints, in writing and reading."""
 
     def __init__(self) -> None:
         self._read: tuple[str, dict[str, Any]] | None = None
@@ -92,7 +113,7 @@ class Checkpoints(CheckpointIO):
         path: str | os.PathLike[str],
         storage_options: Any | None = None,
     ) -> None:
-        """Copy it out; whoever asked Lightning to save takes it from `taken` and writes it."""
+        """Make a copy; `RunCheckpointer` gets it from `taken`, and has it written."""
         self._taken = Snapshot(checkpoint)
 
     def taken(self) -> Snapshot:
@@ -107,7 +128,9 @@ class Checkpoints(CheckpointIO):
         map_location: Any | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read and check, once: what `find_checkpoint` has read is not read again."""
+        """Read and check a checkpoint, unless `find_checkpoint` has read it."""
+        # Lightning loads the file that `find_checkpoint` has just read and hashed. It is handed
+        # over once and then released: it is as large as weights and optimizer together.
         if self._read is not None and self._read[0] == str(path):
             content = self._read[1]
             self._read = None
@@ -118,7 +141,7 @@ class Checkpoints(CheckpointIO):
             raise RunFailed(f"{path}: {error}") from None
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Delete it."""
+        """Delete a checkpoint."""
         at(path).unlink(missing_ok=True)
 
     def find_checkpoint(
@@ -128,16 +151,16 @@ class Checkpoints(CheckpointIO):
         weights: Mapping[str, Tensor],
         listener: Listener,
     ) -> AnyPath | None:
-        """The newest checkpoint that this run can go on from, if it has any.
+        """Return the newest checkpoint that this run can resume from, if it has any.
 
-        Those that it cannot are told as ``warning`` and renamed, never deleted.
+        Newer ones that it cannot use are reported as warnings and renamed, never deleted.
 
         Args:
             run: where they are.
             identity: what the run computes, by name; a checkpoint must have been saved with the
                 same.
             weights: the module's state, whose names and shapes a checkpoint must have.
-            listener: told of each that is passed over.
+            listener: notified of each that cannot be used.
 
         Raises:
             UserError: there are checkpoints, and none of them can be used.
@@ -146,7 +169,10 @@ class Checkpoints(CheckpointIO):
         for file in run.checkpoints_newest_first():
             try:
                 content = read_checkpoint(file)
+                # Checked here and not left to Lightning, which would raise from within
+                # `Trainer.fit`, where the checkpoint before this one can no longer be tried.
                 _check_same(content, identity, weights)
+                # Version 0.1.0 wrote no version of its order: what says none is of 1.
                 of_another_order = content[IDENTITY].get(ORDER, 1) != ORDER_VERSION
                 if of_another_order and run.steps_into_epoch(file):
                     raise BadCheckpoint(
@@ -160,15 +186,16 @@ class Checkpoints(CheckpointIO):
                     f"checkpoint {file.name} is of a version with another order of images: the run "
                     "continues, but not to the bits of one that this version trained throughout"
                 )
-                listener({"kind": "warning", "message": message})
+                listener(Warned(message))
+            # Renamed only once another one can be used. Where none can, the command stops with
+            # every file as it was, so that a wrong setting does not cost the run its checkpoints.
             for rejected, why in bad:
                 kept = run.reject_checkpoint(rejected)
                 listener(
-                    {
-                        "kind": "warning",
-                        "message": f"checkpoint {rejected.name} {why}; kept as {kept.name}, "
-                        f"going on from {file.name}",
-                    }
+                    Warned(
+                        f"checkpoint {rejected.name} {why}; kept as {kept.name}, "
+                        f"resuming from {file.name}"
+                    )
                 )
             self._read = (str(file), content)
             return file
@@ -184,7 +211,7 @@ class Checkpoints(CheckpointIO):
 def _check_same(
     content: Mapping[str, Any], identity: Mapping[str, Any], weights: Mapping[str, Tensor]
 ) -> None:
-    """See that a checkpoint is of this run and of this network.
+    """Check that a checkpoint is of this run and of this network.
 
     Raises:
         BadCheckpoint: it is another's; the message names the first difference.

@@ -1,4 +1,4 @@
-"""What a run ran with, for ``environment.json``."""
+"""Software and hardware of a run, for ``environment.json``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ PACKAGES = ("cifar-dist", "torch", "torchvision", "lightning", "torchmetrics", "
 
 
 def environment() -> dict[str, Any]:
-    """Versions of everything that can change a result, and the hardware of this process."""
+    """Return versions of everything that can change a result, and this process's hardware."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
+        # Read from the packages' metadata: importing torchvision or Ray for a number takes seconds.
         **{name.replace("-", "_"): _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "platform": platform.platform(),
         "cpu": _cpu(),
+        # Another number of threads adds in another order, which changes the last bits of a result.
         "cpu_threads": torch.get_num_threads(),
         "gpus": gpus,
     }
@@ -35,6 +37,7 @@ def _version(package: str) -> str | None:
 
 def _cpu() -> str:
     try:
+        # platform.processor() names no model on Linux: it is empty, or the architecture.
         with open("/proc/cpuinfo") as lines:
             names = (
                 line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")

@@ -18,18 +18,21 @@ def freed_memory_kept() -> Iterator[None]:
     """Have malloc keep what is freed for as long as this lasts, and give it back then.
 
     Each step on the CPU allocates its activations anew. By itself glibc gives them back to the
-    kernel behind each step and takes them again, page by page, which may cost a tenth of the step.
+    kernel after each step and takes them again, page by page, which may cost a tenth of the step.
     Where the C library is another, nothing happens.
     """
     libc = _glibc()
     if libc is None:
         yield
         return
+    # Both are needed: blocks above the first are mapped and unmapped one by one, and free memory
+    # above the second is given back. Setting either ends glibc's own adjustment of the two.
     libc.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
     libc.mallopt(M_TRIM_THRESHOLD, LARGEST_TRIM_THRESHOLD)
     try:
         yield
     finally:
+        # The thresholds stay: glibc has no call that returns the values they had before.
         libc.malloc_trim(0)
 
 

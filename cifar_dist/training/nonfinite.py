@@ -14,9 +14,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from cifar_dist.errors import Diverged, RunFailed
-from cifar_dist.events import Listener, ignore
+from cifar_dist.events import Listener, Warned, ignore
 from cifar_dist.model.classifier import Classifier
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.training.reading import Reading
 from cifar_dist.training.writer import BackgroundWriter
 
@@ -25,7 +25,7 @@ STEPS_AHEAD = 8
 
 
 class StopOnNonFinite(Callback):
-    """Ends the run at the step whose loss is not finite.
+    """Callback that ends the run at the step whose loss is not finite.
 
     A GPU's losses are read as they arrive, at most `STEPS_AHEAD` steps late, and all of them before
     a checkpoint and at an epoch's end: to read each at once would make the device finish a step
@@ -47,6 +47,7 @@ class StopOnNonFinite(Callback):
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
+        # The place is noted now: when the loss is read the trainer may be some steps ahead.
         self._unread.append((Reading(loss), Where.of(trainer)))
         self._read(at_most_unread=STEPS_AHEAD)
 
@@ -59,6 +60,7 @@ class StopOnNonFinite(Callback):
         self._read()
         # A gradient may be too large where the loss is not yet.
         names, weights = zip(*pl_module.named_parameters(), strict=True)
+        # One transfer for all weights: to ask for each would make the device wait each time.
         finite = torch.stack([torch.isfinite(weight).all() for weight in weights]).tolist()
         if not all(finite):
             name = names[finite.index(False)]
@@ -71,8 +73,8 @@ class StopOnNonFinite(Callback):
                 raise Diverged(self._message(f"the loss is {loss} at {where}"))
 
     def _message(self, what: str) -> str:
-        # The last good checkpoint may still be on its way to the disk. One that cannot be written
-        # is none, and a second error.
+        # The last good checkpoint may still be on its way to the disk. That it cannot be written
+        # would be a second error: an older one is named then.
         with contextlib.suppress(RunFailed):
             self.writer.wait()
         checkpoints = self.run.checkpoints_newest_first()
@@ -102,7 +104,7 @@ class Where(NamedTuple):
 
 
 class SkipNonFinite(Callback):
-    """Undoes a step that must not be learned from: no update, no statistics, no count.
+    """Callback that undoes a step that must not be learned from: update, statistics, counts.
 
     Without a gradient scaler that is a step whose loss is not finite on any rank, where
     ``skip_losses`` says so. With one (``16-mixed``) it is each step that the scaler skips, for
@@ -110,11 +112,11 @@ class SkipNonFinite(Callback):
     not finite gives gradients that are not. They stay for the scaler to find: it raises where
     there are none.
 
-    Nothing here waits for the device within an epoch: what was found stays there as a number that
+    Nothing here waits for the device within an epoch: what was found stays there as a number, which
     fused optimizers read themselves, and is added up there.
 
     Args:
-        listener: told at each epoch's end of what was skipped in it.
+        listener: notified at each epoch's end of what was skipped in it.
         skip_losses: whether a loss that is not finite is skipped, not the end of the run.
     """
 
@@ -133,6 +135,7 @@ class SkipNonFinite(Callback):
         return int(self._count)
 
     def state_dict(self) -> dict[str, Any]:
+        # ``told`` is the key in checkpoints of earlier versions, from which a run may resume.
         return {"skipped": self.skipped, "told": self._reported}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -146,6 +149,7 @@ class SkipNonFinite(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        # Copied before the forward pass, which changes statistics before the loss is known.
         self._before = [_flat(group) for group in _moving(pl_module)]
         if (scaler := _scaler(trainer)) is not None:
             self._scale = _scale_of(scaler, pl_module.device)
@@ -157,6 +161,8 @@ class SkipNonFinite(Callback):
             return
         found = (~torch.isfinite(loss.detach())).float()
         if trainer.world_size > 1:
+            # All ranks skip the same steps: a rank that updated alone would go its own way from
+            # there.
             torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
         self._found = found
 
@@ -186,6 +192,7 @@ class SkipNonFinite(Callback):
             # A scaler lowers its scale where it has skipped, and nowhere else.
             assert self._scale is not None  # since the step began
             now = _scale_of(scaler, pl_module.device)
+            # A scale of 0 cannot be lowered any further, and skips every step.
             found = ((now < self._scale) | (now == 0)).float()
         if found is None:
             return
@@ -193,6 +200,7 @@ class SkipNonFinite(Callback):
             optimizer.__dict__.pop("found_inf", None)
         with torch.no_grad():
             for group, before in zip(_moving(pl_module), self._before, strict=True):
+                # Chosen on the device: branching on the number here would wait for it.
                 kept = torch.where(found > 0, before, _flat(group))
                 parts = kept.split([each.numel() for each in group])
                 views = [part.view_as(each) for each, part in zip(group, parts, strict=True)]
@@ -208,7 +216,7 @@ class SkipNonFinite(Callback):
             message = (
                 f"epoch {trainer.current_epoch + 1}: {new} updates skipped, their {what} not finite"
             )
-            self.listener({"kind": "warning", "message": message})
+            self.listener(Warned(message))
 
     def active(self, trainer: pl.Trainer) -> bool:
         """Return whether a step may be skipped; where not, this callback has no use."""
@@ -220,7 +228,7 @@ def _scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
 
 
 def _scale_of(scaler: torch.amp.GradScaler, device: torch.device) -> Tensor:
-    """A copy of the scale, on the device; `GradScaler.get_scale` would wait for it."""
+    """Return a copy of the scale, on the device; `GradScaler.get_scale` would wait for it."""
     if scaler._scale is None:  # it makes it at the first step
         return torch.full((), scaler.get_scale(), device=device)
     return scaler._scale.clone()
@@ -230,8 +238,11 @@ def _make_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Give each weight a momentum of zero, which the first update turns into its gradient.
 
     torch's fused SGD allocates momentum at its first step and fills it in the update: were that
-    one skipped, later steps would go on from whatever was in that memory.
+    one skipped, later steps would continue from whatever was in that memory. Other optimizers make
+    their state as a whole, and would find it begun.
     """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
     for group in optimizer.param_groups:
         for weight in group["params"]:
             state = optimizer.state[weight]
@@ -242,8 +253,10 @@ def _make_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _moving(module: pl.LightningModule) -> list[list[Tensor]]:
-    """What a forward pass changes, by type of number: statistics of batch normalisation, and what
-    was counted."""
+    """Return what a forward pass changes, by type of number.
+
+    That is the statistics of batch normalisation, and what was counted.
+    """
     assert isinstance(module, Classifier)
     groups: dict[torch.dtype, list[Tensor]] = {}
     for each in (*module.network.buffers(), *module.totals_of("train").state().values()):
@@ -252,5 +265,5 @@ def _moving(module: pl.LightningModule) -> list[list[Tensor]]:
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    """A copy in one piece: one operation in place of one for each."""
+    """Return a copy in one piece: one operation in place of one for each."""
     return torch.cat([each.detach().reshape(-1) for each in tensors])

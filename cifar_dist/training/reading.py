@@ -17,14 +17,17 @@ class Reading:
         self._numbers = numbers.detach()
         self._event: torch.cuda.Event | None = None
         if numbers.device.type == "cuda":
+            # Pinned: a copy to pageable memory would wait until the device has done all before it.
             self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
             self._numbers.copy_(numbers, non_blocking=True)
             self._event = torch.cuda.Event()
+            # After the copy and in its stream, so that the event stands for numbers that have
+            # arrived.
             self._event.record()
 
     @property
     def arrived(self) -> bool:
-        """Whether `values` would not wait."""
+        """Whether `values` would return at once."""
         return self._event is None or self._event.query()
 
     def values(self) -> list[float]:

@@ -31,7 +31,7 @@ def load_torchmetrics_alone() -> None:
 
 @contextmanager
 def _hidden(names: Iterable[str]) -> Iterator[None]:
-    """Packages that are not installed, for as long as this lasts, by either way of asking."""
+    """Hide packages for as long as this lasts, from either way of looking for them."""
     names = tuple(names)
     asked: Any = installed
     version = asked._version  # importlib.metadata.version
@@ -42,6 +42,8 @@ def _hidden(names: Iterable[str]) -> Iterator[None]:
         return str(version(name))
 
     modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]
+    # With None there, ``import`` fails and ``find_spec`` finds nothing. A requirement that names a
+    # version is looked up in the installed metadata instead, so that is replaced too.
     modules.update(dict.fromkeys(names))
     asked._version = version_of
     try:

@@ -15,13 +15,15 @@ from cifar_dist.errors import RunFailed
 
 
 class BackgroundWriter:
-    """Runs one job at a time in a thread, in the order in which they are submitted.
+    """A thread that runs one job at a time, in the order in which they are submitted.
 
     At its end as a context manager it waits for the last job, so that nothing which the run has
     saved is lost with the process.
     """
 
     def __init__(self) -> None:
+        # A single thread, so that files are on the disk in the order of their jobs: after a kill
+        # none is there without those before it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cifar_dist-writer")
         self._running: Future[None] | None = None
 
@@ -40,6 +42,7 @@ class BackgroundWriter:
         Raises:
             RunFailed, or anything else: what the job raised, once.
         """
+        # Forgotten first: its error is raised once, not again when the writer is closed.
         running, self._running = self._running, None
         if running is not None:
             running.result()
@@ -54,7 +57,7 @@ class BackgroundWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            # What ended the training comes first; a file that cannot be written is a second error.
+            # The error that ended training is the cause: one of a file would hide it.
             with contextlib.suppress(RunFailed) if error else contextlib.nullcontext():
                 self.wait()
         finally:
@@ -91,6 +94,7 @@ class Snapshot:
             with torch.cuda.stream(stream):
                 content = _mapped(self._content, _fetched)
             stream.synchronize()
+        # Released before the file is made: the copy takes device memory that training may need.
         self._content = None
         return content
 
@@ -110,5 +114,6 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 def _fetched(tensor: Tensor) -> Tensor:
     if tensor.device.type != "cuda":
         return tensor
+    # Pinned, so that copies need not wait one for another; the stream is waited for once.
     pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
     return pinned.copy_(tensor, non_blocking=True)

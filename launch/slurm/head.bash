@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the head of the cluster runs: PRIVATE ADDRESS COMMAND WORD...
+# The command of the cluster's head: PRIVATE ADDRESS COMMAND WORD...
 #
 # ray.bash needs the command's process id, since symmetric-run passes no signal on, and its exit
 # code, since srun's is the highest one of all nodes' and those that it ends count as killed.

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What train.sbatch and tune.sbatch share; they source it in the folder that sbatch was run in.
+# The common part of train.sbatch and tune.sbatch, which source it in the folder of the sbatch call.
 
 gpus=${SLURM_GPUS_ON_NODE:-0}
 
-# What the value of a flag is in a command line: FLAG DEFAULT WORD...
+# Print the value of a flag in a command line: FLAG DEFAULT WORD...
 value_of() {
     local flag=$1 value=$2
     shift 2

@@ -17,6 +17,7 @@ import pytest
 from benchmarks.gpu_campaign import FOUND, MINUTES, PARTS, Campaign, Part, Result, lines_of
 from benchmarks.limited import OVER_LIMIT
 from tests.conftest import ROOT
+from tests.processes import PATIENCE_S
 
 DAEMON = """
 import os, subprocess, sys, time
@@ -226,7 +227,7 @@ def test_without_a_gpu_a_part_is_skipped_with_the_reason(tmp_path: Path) -> None
     words = [sys.executable, "-m", "benchmarks.gpu_campaign", "--output", str(tmp_path / "out")]
     done = subprocess.run(
         [*words, "--part", "device"], cwd=tmp_path, env=env, capture_output=True, text=True,
-        timeout=120, check=False,
+        timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "| device |  | skipped: torch finds no GPU here |" in done.stdout

@@ -1,4 +1,4 @@
-"""What the driver is told of workers that failed."""
+"""How failures of workers are reported to the driver."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from cifar_dist.cluster.controller import in_one_line
+from cifar_dist.cluster.controller import summarize_failure
 
 
 def test_those_that_died_are_named_and_not_those_that_noticed() -> None:
     died = WorkerHealthCheckFailedError("no answer", ActorDiedError())
     raised = RuntimeError("Connection closed by peer")
-    assert in_one_line(WorkerGroupError("2", {0: raised, 1: died})) == "process of worker 1 died"
-    assert in_one_line(WorkerGroupError("2", {2: died, 0: died})) == "process of worker 0, 2 died"
-    assert in_one_line(WorkerGroupError("1", {1: raised})) == "worker 1 raised"
-    assert in_one_line(ValueError("first\nsecond")) == "first"
+
+    def summary(error: Exception) -> str:
+        return summarize_failure(error, died=WorkerHealthCheckFailedError)
+
+    assert summary(WorkerGroupError("2", {0: raised, 1: died})) == "process of worker 1 died"
+    assert summary(WorkerGroupError("2", {2: died, 0: died})) == "process of worker 0, 2 died"
+    assert summary(WorkerGroupError("1", {1: raised})) == "worker 1 raised"
+    assert summary(ValueError("first\nsecond")) == "first"

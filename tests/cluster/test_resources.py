@@ -10,6 +10,7 @@ import pytest
 from cifar_dist.cluster.resources import refuse_unplaceable
 from cifar_dist.errors import UserError
 from tests.conftest import PYTHON_PATH
+from tests.processes import PATIENCE_S
 
 CPU_NODE = {"CPU": 8.0, "memory": 1e9}
 GPU_NODE = {"CPU": 4.0, "GPU": 2.0}
@@ -46,7 +47,7 @@ def test_what_fits_passes(workers: int, each: dict, nodes: list[dict]) -> None:
         ),
         # 12 CPUs in all, but none of the nodes has 5 twice.
         (3, {"CPU": 5.0}, [CPU_NODE, GPU_NODE], "room for 1; use --num-workers 1"),
-        (1, {"CPU": 1.0, "GPU": 1.0}, [CPU_NODE], r"has 8 CPU, 0 GPU, .*leave out --use-gpu"),
+        (1, {"CPU": 1.0, "GPU": 1.0}, [CPU_NODE], r"has 8 CPU, 0 GPU, .*omit --use-gpu"),
         (3, {"CPU": 1.0, "GPU": 1.0}, [GPU_NODE], "has 4 CPU, 2 GPU, room for 2"),
         # 2 GPUs in all, but what is left over on both is no third of 0.6.
         (3, {"CPU": 1.0, "GPU": 0.6}, [GPU_NODE], "room for 2; use --num-workers 2"),
@@ -88,7 +89,7 @@ def test_parts_of_gpus_are_counted_as_ray_places_them() -> None:
         env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])

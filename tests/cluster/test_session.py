@@ -3,13 +3,15 @@
 import subprocess
 import sys
 
-from cifar_dist.cluster.session import find_token
-from tests.conftest import ROOT
+from cifar_dist.cluster.session import find_token, token_advice
+from tests.conftest import NEEDS_RAY_INTERNALS, ROOT
+from tests.processes import PATIENCE_S
 
 SESSION = """
 import os
 
-from cifar_dist.cluster.session import session, started_here
+from cifar_dist.cluster.ray_internals import started_here
+from cifar_dist.cluster.session import session
 from tests.processes import descendants
 
 with session():
@@ -19,10 +21,22 @@ with session():
 """
 
 
+@NEEDS_RAY_INTERNALS
 def test_a_session_starts_no_processes_that_it_has_no_use_for() -> None:
     words = [sys.executable, "-c", SESSION]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     assert done.stdout.splitlines() == ["True True", "[]"]
+
+
+def test_the_public_api_takes_a_token_when_told_to(monkeypatch) -> None:
+    monkeypatch.setenv("CIFAR_DIST_PLAIN_RAY", "1")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert token_advice().endswith("to use that of RAY_AUTH_TOKEN set RAY_AUTH_MODE=token")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert token_advice() == "the cluster wants another token than that of RAY_AUTH_TOKEN"
 
 
 def test_tokens_are_found_where_ray_finds_them(tmp_path, monkeypatch) -> None:

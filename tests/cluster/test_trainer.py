@@ -16,22 +16,24 @@ from ray.util import placement_group_table
 
 import cifar_dist.cluster.trainer
 from cifar_dist.cli import run_command
-from cifar_dist.cluster.process_group import SHUTDOWN_TIMEOUT_S
-from cifar_dist.config import TrainConfig
+from cifar_dist.cluster.ray_internals import SHUTDOWN_TIMEOUT_S
+from cifar_dist.config.train import TrainConfig
+from cifar_dist.config.tune import make_tune_config
 from cifar_dist.data.cache import CachedDataset, prepare
-from cifar_dist.data.datamodule import ImageDataModule, Share
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datamodule import ImageDataModule
+from cifar_dist.data.datasets import find_source
 from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.model.answers import Answers
-from cifar_dist.model.resnet import read_weights
-from cifar_dist.model.trained import TrainedModel, load_trained
-from cifar_dist.runs import RunDirectory
+from cifar_dist.events import Event, Plan, Started
+from cifar_dist.inference.model import TrainedModel, load_trained
+from cifar_dist.inference.predictions import Predictions
+from cifar_dist.inference.sharded import shard_logits
+from cifar_dist.model.weights import read_weights
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import Trained, main, train
-from cifar_dist.training.shares import logits_of_share
 from cifar_dist.tune import search
-from cifar_dist.tune_config import make_tune_config
 from tests.cluster import workers
-from tests.processes import descendants
+from tests.conftest import NEEDS_RAY_INTERNALS
+from tests.processes import PATIENCE_S, descendants
 from tests.training.test_fit import without_timing
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -87,7 +89,7 @@ def test_a_run_of_two_workers_is_complete(undisturbed: Trained) -> None:
         "checkpoints",
         "model.safetensors",
         "summary.json",
-        "test-answers.safetensors",
+        "test-predictions.safetensors",
     }
 
 
@@ -136,6 +138,7 @@ def of_run(run: RunDirectory) -> tuple[TrainedModel, CachedDataset]:
     return load_trained("weights", weights, config, dataset.about), dataset
 
 
+@pytest.mark.slow
 def test_three_workers_see_the_global_batches_of_one_and_a_killed_one_changes_no_bit(
     tmp_path: Path, with_worker
 ) -> None:
@@ -161,9 +164,9 @@ def test_three_workers_see_the_global_batches_of_one_and_a_killed_one_changes_no
             )
             assert counted == once
     assert trained.outcome.test_images == 40
-    kept = Answers.from_bytes(trained.run.answers_file.read_bytes())
+    kept = Predictions.from_bytes(trained.run.predictions_file.read_bytes())
     model, dataset = of_run(trained.run)
-    alone = logits_of_share(model, dataset, "test", 40, Share(0, 1))
+    alone = shard_logits(model, dataset, "test", 40)
     np.testing.assert_allclose(kept.logits, alone, rtol=1e-4, atol=1e-4)
     assert np.array_equal(kept.labels, dataset.open()[1].labels)
     assert [row["samples"] for row in trained.run.read_metrics()] == [144, 288]
@@ -177,14 +180,14 @@ def a_killed_worker_of_three_changes_no_bit(
     # With two, sums over workers come out the same in either order; with three, DDP's buckets
     # must be those of an undisturbed run in the first step after the restart too.
     with_worker(workers.killed_worker)
-    events: list[dict] = []
+    events: list[Event] = []
     killed = train_small(
         tmp_path, "killed", events, max_failures=1, checkpoint_every="4s", **settings
     )
     assert killed.summary["restarts"] == 1
-    starts = [event for event in events if event["kind"] == "start"]
-    assert starts[0]["checkpoint"] is None
-    assert starts[1]["checkpoint"].endswith("epoch-0001-step-0004.ckpt")
+    starts = [event for event in events if isinstance(event, Started)]
+    assert starts[0].checkpoint is None
+    assert starts[1].checkpoint.endswith("epoch-0001-step-0004.ckpt")
     assert without_timing(killed.run) == without_timing(undisturbed.run)
     assert killed.outcome.weights_sha256 == undisturbed.outcome.weights_sha256
 
@@ -205,7 +208,7 @@ def test_a_rerun_as_a_trial_of_several_workers_gives_the_same_bits(
     assert without_timing(trial) == without_timing(undisturbed.run)
     assert trial.read_summary()["weights_sha256"] == undisturbed.outcome.weights_sha256
     assert searched.directory.trial(1).read_summary()["status"] == "stopped"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while _left_over() and time.monotonic() < deadline:
         time.sleep(0.5)
     assert _left_over() == []
@@ -236,7 +239,7 @@ def test_a_worker_that_raises_is_shown_once_and_exits_1(
     assert said.count("the second worker divides by zero") == 2  # source line and message
     assert said.count("Traceback") == 1
     assert "worker 1: Traceback" in said
-    assert "to go on: python -m cifar_dist.train --name raised --resume" in said
+    assert "to resume: python -m cifar_dist.train --name raised --resume" in said
     assert RunDirectory.at("runs", "raised").read_summary()["status"] == "failed"
 
 
@@ -244,13 +247,15 @@ def test_what_a_worker_finds_wrong_with_the_data_is_the_users_to_mend(
     tmp_path, with_worker
 ) -> None:
     with_worker(workers.misled_worker)
-    events: list[dict] = []
+    events: list[Event] = []
     with pytest.raises(UserError, match="holds other data"):
         train_small(tmp_path, "misled", events, max_failures=0)
-    assert [event["kind"] for event in events] == ["plan"]
+    assert [type(event) for event in events] == [Plan]
     assert not (tmp_path / "misled").exists()
 
 
+@NEEDS_RAY_INTERNALS
+@pytest.mark.slow
 def test_a_rank_that_raises_ends_the_run_though_others_are_in_a_collective(
     tmp_path: Path, with_worker
 ) -> None:
@@ -262,6 +267,7 @@ def test_a_rank_that_raises_ends_the_run_though_others_are_in_a_collective(
     assert not (tmp_path / "hanging" / "destroyed").exists()
 
 
+@pytest.mark.slow
 def test_workers_that_end_well_leave_their_process_group(tmp_path: Path, with_worker) -> None:
     with_worker(workers.leaving_worker)
     trained = train_small(tmp_path, "leaving", max_epochs=1)
@@ -273,6 +279,6 @@ def test_more_than_the_cluster_has_is_refused(tmp_path: Path) -> None:
         train_small(tmp_path, "many", num_workers=5)
     # Whatever the machine has: the tests' cluster is started with no GPU.
     assert not ray.cluster_resources().get("GPU")
-    with pytest.raises(UserError, match="leave out --use-gpu"):
+    with pytest.raises(UserError, match="omit --use-gpu"):
         train_small(tmp_path, "gpu", use_gpu=True)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cifar_dist.cluster.trials import TrialWork
 from cifar_dist.errors import Diverged
-from cifar_dist.runs import METRICS
+from cifar_dist.runs.metrics import METRICS
 
 EPOCH_S = 0.15
 

@@ -13,7 +13,7 @@ from typing import Any
 import ray.train
 
 from cifar_dist.cluster.trainer import Work, train_worker
-from cifar_dist.runs import Outcome
+from cifar_dist.runs.metrics import Outcome
 
 
 def recording_worker(work: Work) -> Outcome:
@@ -101,11 +101,11 @@ def leaving_worker(work: Work) -> Outcome:
 
 def killed_worker(work: Work) -> Outcome | None:
     """Train, but the first time rank 1 is killed after the fifth step, once the fourth is saved."""
-    from cifar_dist.training import callbacks
+    from cifar_dist.training import checkpointing
 
     marker: Path = work.run.path / "killed"
 
-    class Killed(callbacks.Record):
+    class Killed(checkpointing.RunCheckpointer):
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
             super().on_train_batch_end(trainer, *args)
             if trainer.global_rank == 1 and trainer.global_step == 5 and not marker.exists():
@@ -116,7 +116,7 @@ def killed_worker(work: Work) -> Outcome | None:
 
     from cifar_dist.training import fit
 
-    fit.Record = Killed
+    fit.RunCheckpointer = Killed
     return train_worker(work)
 
 

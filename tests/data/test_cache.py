@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cifar_dist.data import cache
-from cifar_dist.data.cache import prepare, prepare_same
-from cifar_dist.data.sources import Decoded, LabelledImages, find_source
+from cifar_dist.data.cache import find_same, prepare, prepare_same
+from cifar_dist.data.datasets import Decoded, LabelledImages, find_source
 from cifar_dist.errors import UserError
 from tests.conftest import ROOT
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +34,9 @@ class Counting:
 
     def check(self) -> None:
         pass
+
+    def image_side(self) -> int:
+        return 32
 
     def fingerprint(self) -> str:
         return "f" * 64
@@ -59,7 +65,7 @@ def test_many_processes_decode_once(tmp_path: Path) -> None:
     workers = [
         subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]
-    sums = {worker.communicate(timeout=120)[0] for worker in workers}
+    sums = {worker.communicate(timeout=PATIENCE_S)[0] for worker in workers}
     assert [worker.returncode for worker in workers] == [0] * 4
     assert len(log.read_text().splitlines()) == 1
     assert len(sums) == 1
@@ -74,6 +80,66 @@ def test_what_is_read_is_what_was_decoded(tmp_path: Path) -> None:
     assert dataset.classes == decoded.classes
     assert (dataset.original_images, dataset.train_images, dataset.validation_images) == (20, 18, 2)
     assert dataset.test_images == 20
+    assert (dataset.image_side, dataset.channels) == (32, 3)
+    assert dataset.about.side == 32
+
+
+@dataclass(frozen=True)
+class Made:
+    """A source of arrays: grey 8x8 images with any labels of so many classes."""
+
+    labels: np.ndarray
+    classes: int
+    shape: tuple[int, ...] = (1, 8, 8)
+
+    def check(self) -> None:
+        pass
+
+    def image_side(self) -> int:
+        return self.shape[1]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+    def decode(self) -> Decoded:
+        images = np.zeros((len(self.labels), *self.shape), np.uint8)
+        some = LabelledImages(images, self.labels)
+        return Decoded(some, some, tuple(map(str, range(self.classes))))
+
+
+@pytest.mark.parametrize(
+    ("classes", "kept_as"),
+    [(10, "uint8"), (256, "uint8"), (257, "int16"), (300, "int16"), (32_768, "int16"),
+     (32_769, "int32"), (70_000, "int32")],
+)  # fmt: skip
+def test_labels_are_as_wide_as_the_classes_need(classes: int, kept_as: str) -> None:
+    labels = np.array([0, classes // 2, classes - 1])
+    dataset = prepare("made", Made(labels, classes))
+    for part in dataset.open():
+        assert part.labels.dtype == kept_as
+        assert part.labels.tolist() == labels.tolist()
+        assert part.images.shape == (3, 1, 8, 8)
+    assert (dataset.image_side, dataset.channels, len(dataset.classes)) == (8, 1, classes)
+    assert (len(dataset.mean), dataset.about.channels, dataset.about.side) == (1, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (Made(np.array([0, 300]), 300), "has labels from 0 to 300, outside 0 to 299, its 300 cl"),
+        (Made(np.array([-1, 3]), 300), "has labels from -1 to 3, outside 0 to 299"),
+        (Made(np.array([0.0, 1.0]), 2), "has labels of float64"),
+        (Made(np.array([], np.int64), 2), r"has labels of int64 \[0\] for 0 images"),
+        (Made(np.array([0, 1]), 2, (3, 8, 9)), "has images of 9x8 pixels; make them square"),
+        (Made(np.array([0, 1]), 2, (8, 8)), r"has images of uint8 \[2, 8, 8\]; all must be"),
+    ],
+)
+def test_what_is_no_data_set_is_refused_before_it_is_kept(
+    source: Made, said: str, own_cache: Path
+) -> None:
+    with pytest.raises(UserError, match=f"^--dataset made: {said}"):
+        prepare("made", source)
+    assert not list(own_cache.glob("*.safetensors"))
 
 
 def test_images_are_mapped_not_copied(real_cifar10: Path) -> None:
@@ -119,6 +185,18 @@ def test_another_node_must_hold_the_same_data(small_parquet: Path) -> None:
     assert cache.prepare_same("cifar10", small_parquet, here.fingerprint) == here
     with pytest.raises(UserError, match="holds other data"):
         prepare_same("cifar10", small_parquet, "0" * 64)
+
+
+def test_a_report_finds_the_same_data_or_says_so_but_never_downloads(
+    small_parquet: Path, tmp_path: Path
+) -> None:
+    here = prepare("cifar10", find_source("cifar10", small_parquet))
+    assert find_same("cifar10", "/not/looked/at", here.fingerprint) == here
+    with pytest.raises(UserError, match="holds other data than the run was trained on"):
+        find_same("cifar10", small_parquet, "0" * 64)
+    with pytest.raises(UserError, match=r"none: has no CIFAR-10; name the folder that does with"):
+        find_same("cifar10", tmp_path / "none", "0" * 64)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch) -> None:

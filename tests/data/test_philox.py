@@ -30,29 +30,29 @@ def test_known_answers(counter: list[int], key: tuple[int, int], expected: list[
 
 def test_words_are_numpys_philox_by_image() -> None:
     raw = np.random.Philox(key=np.array([7, (1 << 32) + 3], np.uint64)).random_raw(400)
-    words = random_words(7, Stream.CROP_AND_FLIP, 3, 100)
+    words = random_words(7, Stream.AUGMENTATION, 3, 100)
     assert words[42].tolist() == raw[168:172].tolist()
 
 
 def test_words_depend_on_the_image_not_on_how_many_there_are() -> None:
-    few, many = (random_words(7, Stream.CROP_AND_FLIP, 3, count) for count in (50, 90_000))
+    few, many = (random_words(7, Stream.AUGMENTATION, 3, count) for count in (50, 90_000))
     assert np.array_equal(few, many[:50])
 
 
 def test_seed_stream_epoch_and_image_each_matter() -> None:
-    base = random_words(1, Stream.CROP_AND_FLIP, 0, 50)
+    base = random_words(1, Stream.AUGMENTATION, 0, 50)
     for other in (
-        random_words(2, Stream.CROP_AND_FLIP, 0, 50),
-        random_words(1 + 2**32, Stream.CROP_AND_FLIP, 0, 50),
+        random_words(2, Stream.AUGMENTATION, 0, 50),
+        random_words(1 + 2**32, Stream.AUGMENTATION, 0, 50),
         random_words(1, Stream.CUTOUT, 0, 50),
-        random_words(1, Stream.CROP_AND_FLIP, 1, 50),
-        random_words(1, Stream.CROP_AND_FLIP, 0, 100)[50:],
+        random_words(1, Stream.AUGMENTATION, 1, 50),
+        random_words(1, Stream.AUGMENTATION, 0, 100)[50:],
     ):
         assert (other != base).mean() > 0.99
 
 
 def test_below_is_uniform_and_in_range() -> None:
-    words = random_words(0, Stream.CROP_AND_FLIP, 0, 90_000)[:, 0]
+    words = random_words(0, Stream.AUGMENTATION, 0, 90_000)[:, 0]
     counts = np.bincount(below(words, 9), minlength=9)
     assert len(counts) == 9
     # Chi-squared with 8 degrees of freedom: 26.1 is passed by 999 of 1,000 fair draws.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cifar_dist.data.cache import prepare
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 from cifar_dist.data.statistics import ChannelStatistics
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.datamodule import Batch, ImageDataModule
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 from cifar_dist.data.stores import DeviceImages, HostImages, ImageStore, make_store
 from cifar_dist.errors import UserError
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cifar_dist.runs import TIMING_METRICS, RunDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import TIMING_METRICS
 from tests.faults.hosts import Hosts, environment
 from tests.processes import descendants
 
@@ -178,16 +179,16 @@ def run(
         while True:
             for event in driver.events(until):
                 happens.next(event, driver.process.pid)
-                if event is not None and event["kind"] == "plan":
+                if event is not None and event["kind"] == "Plan":
                     planned = planned or time.monotonic()
-                if event is not None and event["kind"] == "start" and not result.first_start:
+                if event is not None and event["kind"] == "Started" and not result.first_start:
                     result.first_start = time.monotonic() - planned
             code = driver.process.wait()
             if code == 0:
                 break
             said = driver.process.stderr.read()
             assert code in (-signal.SIGKILL, 130), (code, said)
-            assert code != 130 or "to go on: python -m cifar_dist.train" in said, said
+            assert code != 130 or "to resume: python -m cifar_dist.train" in said, said
             driver = _Driver(cluster, {**config, "resume": True})
     finally:
         if driver.process.poll() is None:
@@ -215,11 +216,11 @@ class _Happening:
         if event is not None:
             self._position = _position(event, self._position)
             self._account(event, now)
-            if event["kind"] == "start":
+            if event["kind"] == "Started":
                 for _ in range(self._missing_hosts):
                     self.cluster.add()
                 self._missing_hosts = 0
-            training = event["kind"] == "step" and self._due is None
+            training = event["kind"] == "StepDone" and self._due is None
             if training and self.waiting and self._position >= self.waiting[0].step:
                 self._due = now + self.waiting[0].delay
         if self._leaving is not None and now >= self._leaving[1]:
@@ -251,11 +252,12 @@ class _Happening:
     def _account(self, event: dict[str, Any], now: float) -> None:
         for fault, killed in list(self._open):
             since = now - killed
-            if event["kind"] == "warning" and "is about to go" in event["message"]:
+            if event["kind"] == "Warned" and "is about to go" in event["message"]:
                 fault.warned = fault.warned or self._leaving is not None
-            if event["kind"] in ("lost", "plan"):  # a driver's successor begins with its plan
+            # A driver's successor begins with its plan.
+            if event["kind"] in ("WorkersLost", "Plan"):
                 fault.detected = fault.detected or since
-            elif event["kind"] == "start":
+            elif event["kind"] == "Started":
                 fault.detected = fault.detected or since
                 fault.restarts += 1
                 fault.restarted = since
@@ -265,12 +267,12 @@ class _Happening:
 
 
 def _position(event: dict[str, Any], before: int) -> int:
-    """The step (of the run, 0-based) that an event tells of."""
-    if event["kind"] == "step":
+    """Return the step (of the run, 0-based) that an event is about."""
+    if event["kind"] == "StepDone":
         return (event["epoch"] - 1) * STEPS + event["step"] - 1
-    if event["kind"] == "epoch":
-        return event["epoch"] * STEPS - 1
-    return -1 if event["kind"] == "start" else before
+    if event["kind"] == "EpochDone":
+        return event["row"]["epoch"] * STEPS - 1
+    return -1 if event["kind"] == "Started" else before
 
 
 def _kill_in_cluster(fault: Fault) -> None:

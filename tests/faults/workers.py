@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cifar_dist.cluster.trainer import Work, train_worker
-from cifar_dist.runs import Outcome
+from cifar_dist.runs.metrics import Outcome
 
 
 def counting_worker(work: Work) -> Outcome | None:
@@ -19,7 +19,7 @@ def counting_worker(work: Work) -> Outcome | None:
     import torch
 
     from cifar_dist.data.stores import HostImages, Part
-    from cifar_dist.training import callbacks, fit
+    from cifar_dist.training import checkpointing, fit
 
     batches = HostImages.batches
     given: list[Any] = []
@@ -34,7 +34,7 @@ def counting_worker(work: Work) -> Outcome | None:
 
     HostImages.batches = noting
 
-    class Counting(callbacks.Record):
+    class Counting(checkpointing.RunCheckpointer):
         counts = torch.zeros(work.config.max_epochs, 2_000, dtype=torch.int64)
 
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
@@ -50,9 +50,9 @@ def counting_worker(work: Work) -> Outcome | None:
             self.counts = sum((each["counts"] for each in mine), torch.zeros_like(self.counts))
 
         def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-            # Killed between its last checkpoint and its end, a run goes on without a step.
-            counts = sum((each["counts"] for each in self._ranks), self.counts)
-            if trainer.world_size > 1 and not self._ranks:
+            # Killed between its last checkpoint and its end, a run resumes without a step.
+            counts = sum((each["counts"] for each in self.unrestored), self.counts)
+            if trainer.world_size > 1 and not self.unrestored:
                 torch.distributed.all_reduce(counts)
             if trainer.is_global_zero:
                 by_count = [
@@ -65,5 +65,5 @@ def counting_worker(work: Work) -> Outcome | None:
                 ]
                 (work.run.path / "images.json").write_text(json.dumps(by_count))
 
-    fit.Record = Counting
+    fit.RunCheckpointer = Counting
     return train_worker(work)

@@ -19,10 +19,9 @@ from typing import Any
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from tests.conftest import ROOT
-from tests.processes import descendants
+from tests.processes import PATIENCE_S, descendants
 
 RAY = Path(sys.executable).parent / "ray"
-START_TIMEOUT_S = 60
 
 
 def free_port() -> int:
@@ -138,7 +137,7 @@ def _autoscaling(gcs_address: str) -> dict[str, Any]:
 
 
 def _wait_for(host: str, port: int) -> None:
-    until = time.monotonic() + START_TIMEOUT_S
+    until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         with contextlib.suppress(OSError):
             socket.create_connection((host, port), 1).close()

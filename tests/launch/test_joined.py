@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.launch.cluster import Head, head
+from tests.processes import PATIENCE_S
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def train(
     env = {**cluster.environment(token_file), "RAY_ADDRESS": cluster.ray_address}
     return subprocess.run(
         [sys.executable, "-m", "cifar_dist.train", *words],
-        cwd=cwd, env=env, capture_output=True, text=True, timeout=200,
+        cwd=cwd, env=env, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from ray.runtime_env import RuntimeEnv
 
 from launch.shipment import dependencies, runtime_env
 from tests.conftest import ROOT
+from tests.processes import PATIENCE_S
 
 
 def test_dependencies_are_this_machines_versions_but_for_ray() -> None:
@@ -24,6 +25,13 @@ def test_dependencies_are_this_machines_versions_but_for_ray() -> None:
 def test_ray_takes_the_runtime_environment(tool: str | None) -> None:
     env = RuntimeEnv(**runtime_env(ROOT, tool))
     assert (tool is None) == ("uv" not in env and "pip" not in env)
+
+
+def test_a_job_uses_rays_public_api_where_this_machine_does(monkeypatch) -> None:
+    monkeypatch.delenv("CIFAR_DIST_PLAIN_RAY", raising=False)
+    assert "CIFAR_DIST_PLAIN_RAY" not in runtime_env(ROOT, None)["env_vars"]
+    monkeypatch.setenv("CIFAR_DIST_PLAIN_RAY", "1")
+    assert runtime_env(ROOT, None)["env_vars"]["CIFAR_DIST_PLAIN_RAY"] == "1"
 
 
 def test_data_runs_and_environments_stay_here(tmp_path: Path) -> None:
@@ -60,7 +68,7 @@ def test_commands_that_would_lose_results_are_refused(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "launch.submit", "--address", "http://127.0.0.1:1", "--",
              *words],
-            cwd=ROOT, capture_output=True, text=True, timeout=60,
+            cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S,
         )  # fmt: skip
         assert done.returncode == 2
         assert said in done.stderr

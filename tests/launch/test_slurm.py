@@ -18,6 +18,7 @@ import pytest
 
 from cifar_dist.cli import parse_train, parse_tune
 from tests.conftest import ROOT
+from tests.processes import PATIENCE_S
 
 SLURM = ROOT / "launch" / "slurm"
 STUBS = ROOT / "tests" / "launch" / "slurm"
@@ -85,7 +86,7 @@ class Job:
 
     def run(self, batch_file: str, *words: str, **more: str) -> tuple[int, str]:
         job = self.start(batch_file, *words, **more)
-        out, _ = job.communicate(timeout=240)
+        out, _ = job.communicate(timeout=PATIENCE_S)
         return job.returncode, out
 
     def noted(self, name: str) -> list[str]:
@@ -195,7 +196,7 @@ def test_a_job_whose_time_is_up_before_it_began_is_requeued(job: Job) -> None:
     while not job.noted("srun"):
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert job.noted("scontrol") == [f"requeue {job.number}"]
 
@@ -213,13 +214,14 @@ def epochs(job: Job, name: str) -> int:
 
 
 def until_trained(job: Job, name: str, process: subprocess.Popen[str], more_than: int = 0) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + PATIENCE_S
     while epochs(job, name) <= more_than:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_job_whose_time_is_up_saves_and_is_requeued_and_goes_on(
     job: Job, few_digits: Path
 ) -> None:
@@ -230,7 +232,7 @@ def test_a_job_whose_time_is_up_saves_and_is_requeued_and_goes_on(
     process = job.start("train.sbatch", *words, **killed)
     until_trained(job, name, process)
     process.send_signal(signal.SIGUSR1)  # as --signal=B:USR1 does
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, out
     assert job.summary(name)["status"] == "interrupted"
     assert job.noted("scontrol") == [f"requeue {job.number}"]
@@ -239,12 +241,13 @@ def test_a_job_whose_time_is_up_saves_and_is_requeued_and_goes_on(
     process = job.start("train.sbatch", *words, **killed)
     until_trained(job, name, process, more_than=done)
     process.send_signal(signal.SIGTERM)  # as scancel --batch --signal=TERM does
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, out
     assert "epoch 1/200" not in out, "begun anew"
     assert job.noted("scontrol") == [f"requeue {job.number}"], "not once more"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not namespaces_allowed(), reason="nodes need network and process namespaces")
 def test_train_runs_on_two_nodes(job: Job, few_digits: Path) -> None:
     job.nodes = 2

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from cifar_dist.runs import RunDirectory
+from cifar_dist.runs.directory import RunDirectory
 from tests.conftest import ROOT
 from tests.launch.cluster import Head, head
 from tests.object_store import CREDENTIALS
+from tests.processes import PATIENCE_S
 
 EPOCHS = 4
 
@@ -33,7 +34,8 @@ def submit(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "launch.submit", "--address", cluster.address, *words],
-        cwd=cwd, env=cluster.environment(token_file), capture_output=True, text=True, timeout=300,
+        cwd=cwd, env=cluster.environment(token_file), capture_output=True, text=True,
+        timeout=PATIENCE_S,
     )  # fmt: skip
 
 
@@ -61,10 +63,11 @@ def test_a_submitted_run_is_shown_and_complete(undisturbed: tuple[RunDirectory, 
     assert run.read_summary()["status"] == "completed"
     assert {file.name for file in run.path.iterdir()} == {
         "checkpoints", "config.yaml", "environment.json", "metrics.csv", "model.safetensors",
-        "report.html", "summary.json", "test-answers.safetensors",
+        "report.html", "summary.json", "test-predictions.safetensors",
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_submitted_evaluation_finds_what_the_run_found(
     cluster: Head, undisturbed: tuple[RunDirectory, str]
 ) -> None:
@@ -76,6 +79,7 @@ def test_a_submitted_evaluation_finds_what_the_run_found(
     assert json.loads((run.path / "evaluation-test.json").read_text()) == found
 
 
+@pytest.mark.slow
 def test_a_failing_job_gives_its_own_code(cluster: Head, few_digits: Path, tmp_path: Path) -> None:
     # A name that is taken is refused on the cluster, with 2.
     (tmp_path / "taken").mkdir()
@@ -84,6 +88,7 @@ def test_a_failing_job_gives_its_own_code(cluster: Head, few_digits: Path, tmp_p
     assert "--name taken" in done.stdout
 
 
+@pytest.mark.slow
 def test_interrupting_saves_and_a_later_submit_goes_on_to_the_same_bits(
     cluster: Head, undisturbed: tuple[RunDirectory, str], few_digits: Path, tmp_path: Path
 ) -> None:
@@ -100,13 +105,13 @@ def test_interrupting_saves_and_a_later_submit_goes_on_to_the_same_bits(
     running.send_signal(signal.SIGINT)
     _until(running, "asked the job to save and stop")
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130
     assert f"{job} runs on; to follow it: python -m launch.submit" in said
 
     followed = submit(cluster, "--follow", job)
     assert followed.returncode == 130
-    assert "to go on: python -m cifar_dist.train --name stopped --resume" in followed.stdout
+    assert "to resume: python -m cifar_dist.train --name stopped --resume" in followed.stdout
     run = RunDirectory.at(str(tmp_path), "stopped")
     assert run.read_summary()["status"] == "interrupted"
     assert len(run.read_metrics()) < EPOCHS
@@ -128,6 +133,7 @@ def _until(running: subprocess.Popen[str], begins: str) -> None:
     raise AssertionError("".join(seen))
 
 
+@pytest.mark.slow
 def test_a_job_can_be_left_listed_stopped_and_followed(
     cluster: Head, few_digits: Path, tmp_path: Path
 ) -> None:
@@ -144,6 +150,7 @@ def test_a_job_can_be_left_listed_stopped_and_followed(
     assert "raysubmit_none: the cluster knows no such job; see --list" in unknown.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", ["", "wrong"])
 def test_no_token_and_a_wrong_one_are_refused_in_one_line(
     cluster: Head, tmp_path: Path, token: str
@@ -160,6 +167,7 @@ def test_no_token_and_a_wrong_one_are_refused_in_one_line(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_no_secret_is_left_anywhere(cluster: Head, undisturbed: tuple[RunDirectory, str]) -> None:
     run, said = undisturbed
     logs = [file for file in cluster.folder.rglob("*") if not file.is_symlink()]

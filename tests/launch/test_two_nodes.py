@@ -16,6 +16,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.faults.hosts import Namespaces, namespaces_allowed
+from tests.processes import PATIENCE_S
+
+pytestmark = pytest.mark.slow
 
 JOB_SERVER_PORT = 8265
 SUBNET = "10.215.0"
@@ -36,7 +39,7 @@ class TwoNodes:
             [sys.executable, "-m", "launch.submit", "--address",
              f"http://{SUBNET}.1:{JOB_SERVER_PORT}", "--image-has-it", "--", *words],
             cwd=ROOT, env={**env, "RAY_AUTH_TOKEN_PATH": str(self.shared / "token")},
-            capture_output=True, text=True, timeout=300,
+            capture_output=True, text=True, timeout=PATIENCE_S,
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.train import Trained, train
 from tests.training.small import TrainFew
 

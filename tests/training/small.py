@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
+from cifar_dist.events import Event, StepDone
+from cifar_dist.registry import NETWORKS
 from cifar_dist.train import Trained
 from tests.training.test_fit import without_timing
 
@@ -59,9 +61,9 @@ class Breaking(Small):
 
 @contextlib.contextmanager
 def small_network(make: Callable[[], nn.Module]) -> Iterator[None]:
-    """While this lasts runs in this process train another network, and tell of each step."""
+    """While this lasts runs in this process train another network, and report each step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cifar_dist.training.fit.resnet18", lambda *args: make())
+        patch.setitem(NETWORKS._loaded, "resnet18", lambda num_classes: make())
         patch.setattr("cifar_dist.training.callbacks.SECONDS_BETWEEN_STEP_EVENTS", 0)
         yield
 
@@ -93,9 +95,9 @@ class SignalAt:
     def __init__(self, epoch: int, step: int, times: int = 1) -> None:
         self.where, self.times, self.heard = (epoch, step), times, []
 
-    def __call__(self, event: dict) -> None:
+    def __call__(self, event: Event) -> None:
         self.heard.append(event)
-        if event["kind"] == "step" and (event["epoch"], event["step"]) == self.where:
+        if isinstance(event, StepDone) and (event.epoch, event.step) == self.where:
             for _ in range(self.times):
                 os.kill(os.getpid(), signal.SIGINT)
 

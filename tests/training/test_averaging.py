@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
 from cifar_dist.data.datamodule import PADDING, ImageDataModule
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 from cifar_dist.errors import Interrupted
 from cifar_dist.model.classifier import Classifier
 from cifar_dist.train import Trained
@@ -178,7 +178,7 @@ def test_the_average_is_what_is_validated_and_tested(
 def test_an_interrupted_average_resumes_to_the_bit(
     train_few: TrainFew, undisturbed: Trained, tmp_path: Path, epoch: int, step: int
 ) -> None:
-    with pytest.raises(Interrupted, match="to go on: "):
+    with pytest.raises(Interrupted, match="to resume: "):
         train_few(tmp_path, "cut", SignalAt(epoch, step), **RECIPE)
     resumed = train_few(tmp_path, "cut", resume=True, **RECIPE)
     same(resumed, undisturbed)

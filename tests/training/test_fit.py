@@ -13,12 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.cache import prepare
-from cifar_dist.data.sources import find_source
+from cifar_dist.data.datasets import find_source
 from cifar_dist.errors import Interrupted, UserError
+from cifar_dist.events import EpochDone, Event, Plan, Started, StepDone, Warned
 from cifar_dist.model.resnet import resnet18
-from cifar_dist.runs import METRICS, TIMING_METRICS, Outcome, RunDirectory
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.metrics import METRICS, TIMING_METRICS, Outcome
 from cifar_dist.train import Trained, train
 from cifar_dist.training.checkpoints import (
     IDENTITY,
@@ -64,7 +66,7 @@ def test_the_run_directory_is_complete(undisturbed: Trained) -> None:
         "checkpoints",
         "model.safetensors",
         "summary.json",
-        "test-answers.safetensors",
+        "test-predictions.safetensors",
     }
     rows = run.read_metrics()
     assert tuple(rows[0]) == METRICS
@@ -137,31 +139,33 @@ def test_config_yaml_gives_the_same_run(undisturbed: Trained, tmp_path: Path) ->
 
 
 class Stop:
-    """A listener that interrupts at an event."""
+    """A listener that interrupts at an event of an epoch."""
 
-    def __init__(self, kind: str, epoch: int) -> None:
+    def __init__(self, kind: type[StepDone | EpochDone], epoch: int) -> None:
         self.kind, self.epoch = kind, epoch
 
-    def __call__(self, event: dict) -> None:
-        if event["kind"] == self.kind and event["epoch"] == self.epoch:
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, self.kind):
+            return
+        if (event.row["epoch"] if isinstance(event, EpochDone) else event.epoch) == self.epoch:
             raise Interrupted
 
 
 @pytest.mark.parametrize(
     ("kind", "epoch", "checkpoint_every"),
-    [("epoch", 1, 2), ("step", 2, 1)],  # more of it, in steps, in test_resume.py
+    [(EpochDone, 1, 2), (StepDone, 2, 1)],  # more of it, in steps, in test_resume.py
 )
 def test_train_resume_gives_the_same_bits(
     undisturbed: Trained,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    kind: str,
+    kind: type[StepDone | EpochDone],
     epoch: int,
     checkpoint_every: int,
 ) -> None:
     monkeypatch.setattr("cifar_dist.training.callbacks.SECONDS_BETWEEN_STEP_EVENTS", 0)
     every = {"checkpoint_every": checkpoint_every}
-    with pytest.raises(Interrupted, match=r"to go on: python -m .* --name cut --resume"):
+    with pytest.raises(Interrupted, match=r"to resume: python -m .* --name cut --resume"):
         train_small(tmp_path, "cut", Stop(kind, epoch), **every)
     run = RunDirectory.at(str(tmp_path), "cut")
     assert run.read_summary()["status"] == "interrupted"
@@ -180,9 +184,9 @@ def test_a_longer_run_is_the_shorter_one_continued(undisturbed: Trained, tmp_pat
 
 def test_resuming_a_completed_run_trains_nothing_and_agrees(undisturbed, tmp_path: Path) -> None:
     done = train_small(tmp_path, "done")
-    starts = []
-    again = train_small(tmp_path, "done", starts.append, resume=True)
-    assert "epoch" not in [event["kind"] for event in starts]
+    events: list[Event] = []
+    again = train_small(tmp_path, "done", events.append, resume=True)
+    assert not any(isinstance(event, EpochDone) for event in events)
     assert again.outcome == done.outcome
 
 
@@ -197,7 +201,7 @@ def test_resuming_a_completed_run_trains_nothing_and_agrees(undisturbed, tmp_pat
 def test_other_settings_train_and_resume_alike(tmp_path: Path, settings: dict) -> None:
     whole = train_small(tmp_path, "whole", max_epochs=2, **settings)
     with pytest.raises(Interrupted):
-        train_small(tmp_path, "cut", Stop("epoch", 1), max_epochs=2, **settings)
+        train_small(tmp_path, "cut", Stop(EpochDone, 1), max_epochs=2, **settings)
     resumed = train_small(tmp_path, "cut", resume=True, max_epochs=2, **settings)
     assert resumed.outcome.weights_sha256 == whole.outcome.weights_sha256
     losses = [row["train_loss"] for row in whole.outcome.history]
@@ -208,7 +212,7 @@ def test_a_checkpoint_of_before_a_setting_counts_as_having_its_default(
     undisturbed: Trained, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
-        train_small(tmp_path, "old", Stop("epoch", 2))
+        train_small(tmp_path, "old", Stop(EpochDone, 2))
     run = RunDirectory.at(str(tmp_path), "old")
     files = run.checkpoints_newest_first()
     for file in files:
@@ -217,10 +221,10 @@ def test_a_checkpoint_of_before_a_setting_counts_as_having_its_default(
         file.write_bytes(checkpoint_as_bytes(content))
     settings = run.config_file.read_text()
     run.config_file.write_text(settings.replace("tf32: true\n", ""))
-    heard: list[dict] = []
+    heard: list[Event] = []
     resumed = train_small(tmp_path, "old", heard.append, resume=True)
-    assert heard[1]["checkpoint"] == str(files[0])
-    assert "warning" not in [event["kind"] for event in heard]
+    assert heard[1] == Started(1, str(files[0]))
+    assert not any(isinstance(event, Warned) for event in heard)
     assert resumed.outcome.weights_sha256 == undisturbed.outcome.weights_sha256
 
 
@@ -275,19 +279,19 @@ def test_starting_weights_are_used(undisturbed: Trained, tmp_path: Path) -> None
     assert tuned.outcome.history[0]["train_loss"] < undisturbed.outcome.history[1]["train_loss"]
 
 
-def test_events_tell_what_happens_in_order(tmp_path: Path, monkeypatch) -> None:
+def test_events_come_in_the_order_of_what_happens(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("cifar_dist.training.callbacks.SECONDS_BETWEEN_STEP_EVENTS", 0)
-    events: list[dict] = []
-    train_small(tmp_path, "told", events.append, max_epochs=1)
-    kinds = [event["kind"] for event in events]
-    assert kinds == ["plan", "start", "step", "step", "step", "epoch"]
-    steps = [event for event in events if event["kind"] == "step"]
-    assert [event["step"] for event in steps] == [1, 2, 3]
-    assert all(event["images_per_second"] > 0 for event in steps)
-    first, row = events[2], events[-1]
-    assert 0 <= first["accuracy"] <= 1
+    events: list[Event] = []
+    trained = train_small(tmp_path, "heard", events.append, max_epochs=1)
+    assert [type(event) for event in events] == [Plan, Started, *[StepDone] * 3, EpochDone]
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert [event.step for event in steps] == [1, 2, 3]
+    assert all(event.images_per_second > 0 for event in steps)
+    assert 0 <= steps[0].accuracy <= 1
+    row = events[-1].row
+    assert row == trained.run.read_metrics()[0]
     # The steps' losses are means over images: weighted by batch they give the epoch's.
-    mean = sum(event["loss"] for event in steps) / 3
+    mean = sum(event.loss for event in steps) / 3
     assert mean == pytest.approx(row["train_loss"], rel=1e-5)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cifar_dist.events import Event, StepDone
 from tests.training.small import TrainFew
 
 GOLDEN = {
@@ -39,9 +40,9 @@ def test_losses_are_what_they_were(
     monkeypatch.setattr("cifar_dist.training.callbacks.SECONDS_BETWEEN_STEP_EVENTS", 0)
     losses: list[float] = []
 
-    def listen(event: dict) -> None:
-        if event["kind"] == "step":
-            losses.append(event["loss"])
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone):
+            losses.append(event.loss)
 
     # So strong a decay that leaving it out would show; small steps, so that rounding does not grow.
     train_few(

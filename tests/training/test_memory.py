@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from cifar_dist.training.memory import _glibc
+from tests.processes import PATIENCE_S
 
 STEPS = """
 import resource, threading
@@ -40,7 +41,7 @@ PAGES = 32 * 2**21 // 4096
 def test_later_steps_take_no_new_memory_where_it_is_kept(kept: bool) -> None:
     steps = STEPS.replace("{how}", "freed_memory_kept" if kept else "nullcontext")
     words = [sys.executable, "-c", steps]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     first, later = map(int, done.stdout.split())
     assert first > PAGES / 2
     if kept:

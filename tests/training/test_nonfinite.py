@@ -1,4 +1,4 @@
-"""A loss that is no longer finite: the run stops at that step, or goes on without it."""
+"""A loss that is no longer finite: the run stops at that step, or the step is skipped."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from cifar_dist.errors import Diverged, Interrupted
-from cifar_dist.runs import RunDirectory
-from cifar_dist.training import callbacks
+from cifar_dist.events import Event, Warned
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.training import checkpointing
 from cifar_dist.training.checkpoints import read_checkpoint
 from cifar_dist.training.nonfinite import SkipNonFinite
 from cifar_dist.training.reading import Reading
 from tests.conftest import ROOT
+from tests.processes import PATIENCE_S
 from tests.training.small import (
     STEPS,
     Breaking,
@@ -55,7 +57,7 @@ def test_the_run_stops_at_that_step_and_names_the_last_good_checkpoint(
     said = str(raised.value)
     assert f"the loss is nan at step {STEPS + 4} (epoch 2, lr 0.001)" in said
     assert f"the last good checkpoint is {last}" in said
-    assert "to go on: python -m cifar_dist.train --name broken --resume" in said
+    assert "to resume: python -m cifar_dist.train --name broken --resume" in said
     assert len(Breaking.seen) == STEPS + 4  # not one step more
     assert run.read_summary()["status"] == "failed"
     assert all(torch.isfinite(v).all() for v in read_checkpoint(last)["state_dict"].values())
@@ -64,13 +66,13 @@ def test_the_run_stops_at_that_step_and_names_the_last_good_checkpoint(
 def test_a_checkpoint_that_is_still_being_written_is_the_one_that_is_named(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    as_bytes = callbacks.checkpoint_as_bytes
+    as_bytes = checkpointing.checkpoint_as_bytes
 
     def slow(content: dict) -> bytes:
         time.sleep(0.5)
         return as_bytes(content)
 
-    monkeypatch.setattr(callbacks, "checkpoint_as_bytes", slow)
+    monkeypatch.setattr(checkpointing, "checkpoint_as_bytes", slow)
     break_at(monkeypatch, 4)
     with pytest.raises(Diverged, match=r"the last good checkpoint is \S+epoch-0001-step-0004.ckpt"):
         train_few(tmp_path, "broken", checkpoint_every="4s")
@@ -116,7 +118,7 @@ def test_on_a_gpu_the_same_step_is_named(
         train_few(tmp_path, "broken", use_gpu=True)
 
 
-def test_skipping_leaves_out_the_update_and_the_statistics(
+def test_skipping_omits_the_update_and_the_statistics(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_at(monkeypatch, 2, STEPS + 1)
@@ -142,18 +144,18 @@ def test_skipped_updates_are_counted_over_a_resume(
     assert resumed.summary["skipped_updates"] == 2
 
 
-def test_an_epoch_without_any_finite_loss_is_said_and_gone_on_from(
+def test_an_epoch_without_any_finite_loss_is_reported_and_the_run_continues(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_at(monkeypatch, *range(STEPS - 2, 2 * STEPS))
-    heard: list[dict] = []
+    heard: list[Event] = []
     trained = train_few(tmp_path, "skipping", heard.append, on_nonfinite="skip")
     rows = trained.run.read_metrics()
     assert [row["samples"] for row in rows] == [96, 96, 240]
     assert math.isnan(rows[1]["train_loss"])
     assert math.isfinite(rows[2]["train_loss"])
     assert trained.summary["skipped_updates"] == STEPS + 2
-    assert [event["message"] for event in heard if event["kind"] == "warning"] == [
+    assert [event.message for event in heard if isinstance(event, Warned)] == [
         "epoch 1: 2 updates skipped, their loss not finite",
         "epoch 2: 6 updates skipped, their loss not finite",
     ]
@@ -226,7 +228,7 @@ def test_what_a_gradient_scaler_skips_is_undone_and_counted(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_nonfinite: str
 ) -> None:
     break_at(monkeypatch, 0, STEPS + 2)
-    heard: list[dict] = []
+    heard: list[Event] = []
     with small_network(Overflowing), half_on_cpu(8.0) as scaler:
         trained = train_few(
             tmp_path, "scaled", heard.append, on_nonfinite=on_nonfinite, max_epochs=2
@@ -240,7 +242,7 @@ def test_what_a_gradient_scaler_skips_is_undone_and_counted(
         assert torch.equal(seen[1][name], seen[0][name]), name
         assert torch.equal(seen[STEPS + 3][name], seen[STEPS + 2][name]), name
     assert not torch.equal(seen[2]["conv1.weight"], seen[1]["conv1.weight"])
-    assert [event["message"] for event in heard if event["kind"] == "warning"] == [
+    assert [event.message for event in heard if isinstance(event, Warned)] == [
         "epoch 1: 1 updates skipped, their loss or a gradient not finite",
         "epoch 2: 1 updates skipped, their loss or a gradient not finite",
     ]
@@ -334,11 +336,11 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_checkpoint_before_is_intac
     (tmp_path / "disk").mkdir()
     script = FULL_DISK.format(disk=tmp_path / "disk", data=few_digits, python=sys.executable)
     done = subprocess.run(
-        [*apart, "bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [*apart, "bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 1, done.stderr
     assert "left epoch-0001.ckpt\n" in done.stdout
-    line, go_on = done.stderr.strip().splitlines()
+    line, resume_line = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert "cannot be written (No space left on device)" in line
-    assert go_on.startswith("to go on: python -m cifar_dist.train --name full --resume")
+    assert resume_line.startswith("to resume: python -m cifar_dist.train --name full --resume")

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and goes on ends with the bits of one that was not."""
+"""A run that is stopped anywhere and resumed ends with the bits of one that was not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from cifar_dist.errors import Interrupted, UserError
-from cifar_dist.runs import RunDirectory
+from cifar_dist.events import EpochDone, Event, Started, StepDone, Warned
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import Trained
 from cifar_dist.training.checkpoints import BadCheckpoint, checkpoint_as_bytes, read_checkpoint
 from tests.training.small import STEPS, SignalAt, Small, TrainFew, same, small_network
@@ -44,33 +45,33 @@ def undisturbed(train_few: TrainFew, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(1, 1), (1, STEPS - 1), (2, 4), (2, STEPS), (3, 5)])
-def test_an_interrupted_run_goes_on_in_the_middle_of_its_epoch(
+def test_an_interrupted_run_resumes_in_the_middle_of_its_epoch(
     train_few: TrainFew, undisturbed: Trained, tmp_path: Path, epoch: int, step: int
 ) -> None:
     stop = SignalAt(epoch, step)
-    with pytest.raises(Interrupted, match="to go on: "):
+    with pytest.raises(Interrupted, match="to resume: "):
         train_few(tmp_path, "cut", stop)
-    assert [e["message"] for e in stop.heard if e["kind"] == "warning"] == [
+    assert [e.message for e in stop.heard if isinstance(e, Warned)] == [
         "interrupted: saving a checkpoint; once more to stop without"
     ]
     run = RunDirectory.at(str(tmp_path), "cut")
     last = run.checkpoint(epoch, step if step < STEPS else 0)
     assert run.checkpoints_newest_first()[0] == last
-    heard: list[dict] = []
+    heard: list[Event] = []
     same(train_few(tmp_path, "cut", heard.append, resume=True), undisturbed)
-    assert next(e["checkpoint"] for e in heard if e["kind"] == "start") == str(last)
-    first = next(e for e in heard if e["kind"] == "step")
-    assert (first["epoch"], first["step"]) == (epoch + step // STEPS, step % STEPS + 1)
+    assert next(e.checkpoint for e in heard if isinstance(e, Started)) == str(last)
+    first = next(e for e in heard if isinstance(e, StepDone))
+    assert (first.epoch, first.step) == (epoch + step // STEPS, step % STEPS + 1)
 
 
-def test_a_signal_behind_the_question_at_an_epochs_end_is_heeded_too(
+def test_a_signal_after_the_question_at_an_epochs_end_is_heeded_too(
     train_few: TrainFew, undisturbed: Trained, tmp_path: Path
 ) -> None:
-    def terminate(event: dict) -> None:
-        if event["kind"] == "epoch" and event["epoch"] == 1:
+    def terminate(event: Event) -> None:
+        if isinstance(event, EpochDone) and event.row["epoch"] == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="to go on: "):
+    with pytest.raises(Interrupted, match="to resume: "):
         train_few(tmp_path, "cut", terminate)
     run = RunDirectory.at(str(tmp_path), "cut")
     assert run.checkpoints_newest_first()[0] == run.checkpoint(2, 1)
@@ -87,11 +88,11 @@ def test_twice_interrupted_stops_without_a_checkpoint(
     same(train_few(tmp_path, "cut", resume=True), undisturbed)
 
 
-def test_checkpoints_by_steps_change_no_bit_and_are_gone_on_from(
+def test_checkpoints_by_steps_change_no_bit_and_are_resumed_from(
     train_few: TrainFew, undisturbed: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(event: dict) -> None:
-        if event["kind"] == "step" and (event["epoch"], event["step"]) == (2, 5):
+    def die(event: Event) -> None:
+        if isinstance(event, StepDone) and (event.epoch, event.step) == (2, 5):
             raise Interrupted
 
     with pytest.raises(Interrupted):
@@ -167,13 +168,13 @@ def test_a_bad_checkpoint_is_reported_and_the_one_before_it_used(
     newest, before = run.checkpoints_newest_first()[:2]
     said = damage(how, newest, tmp_path / "made by code")
     bad = newest.read_bytes()
-    heard: list[dict] = []
+    heard: list[Event] = []
     resumed = train_few(tmp_path, "cut", heard.append, resume=True)
-    warnings = [event["message"] for event in heard if event["kind"] == "warning"]
+    warnings = [event.message for event in heard if isinstance(event, Warned)]
     assert len(warnings) == 1
 
     assert re.search(said, warnings[0])
-    assert f"going on from {before.name}" in warnings[0]
+    assert f"resuming from {before.name}" in warnings[0]
     assert newest.with_name(f"{newest.name}.rejected").read_bytes() == bad  # nothing is lost
     assert not (tmp_path / "made by code").exists()
     same(resumed, undisturbed)
@@ -189,16 +190,40 @@ def test_checkpoints_of_another_order_of_images_are_used_at_an_epochs_end_only(
     for file in (within, at_end):  # as version 0.1.0 wrote them, which does not name its order
         content = read_checkpoint(file)
         del content["cifar_dist"]["order_version"]
-        for rank in content["callbacks"]["Record"]["ranks"]:
+        for rank in content["callbacks"]["RunCheckpointer"]["ranks"]:
             rank["totals"] = {"loss.sum_value": torch.zeros(())}
         file.write_bytes(checkpoint_as_bytes(content))
-    heard: list[dict] = []
+    heard: list[Event] = []
     resumed = train_few(tmp_path, "old", heard.append, resume=True)
-    assert next(e["checkpoint"] for e in heard if e["kind"] == "start") == str(at_end)
-    first, second = [event["message"] for event in heard if event["kind"] == "warning"]
+    assert next(e.checkpoint for e in heard if isinstance(e, Started)) == str(at_end)
+    first, second = [event.message for event in heard if isinstance(event, Warned)]
     assert f"checkpoint {at_end.name} is of a version with another order of images" in first
     assert f"{within.name} was saved within an epoch by a version with another order" in second
     assert [row["epoch"] for row in resumed.run.read_metrics()] == [1, 2, 3]
+
+
+def test_a_checkpoint_with_one_record_for_history_and_ranks_resumes_to_the_bit(
+    train_few: TrainFew, undisturbed: Trained, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        train_few(tmp_path, "old", SignalAt(2, 4))
+    run = RunDirectory.at(str(tmp_path), "old")
+    for file in run.checkpoints_newest_first():  # as versions did whose callback was one
+        content = read_checkpoint(file)
+        callbacks = content["callbacks"]
+        history, checkpointer = callbacks.pop("MetricsHistory"), callbacks.pop("RunCheckpointer")
+        callbacks["Record"] = {
+            "history": history["history"],
+            "best_epoch": history["best_epoch"],
+            "best_sha256": checkpointer["best_sha256"],
+            "ranks": checkpointer["ranks"],
+            "seconds": history["seconds"],
+        }
+        file.write_bytes(checkpoint_as_bytes(content))
+    same(train_few(tmp_path, "old", resume=True), undisturbed)
+    written = torch.load(run.checkpoint(3), weights_only=True)["callbacks"]
+    assert "Record" not in written
+    assert written["RunCheckpointer"].keys() == {"best_sha256", "ranks"}
 
 
 def test_where_no_checkpoint_can_be_used_nothing_is_touched(

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from cifar_dist.errors import RunFailed
-from cifar_dist.training import seeding
-from cifar_dist.training.seeding import nondeterminism_reported, set_seed
+from cifar_dist.events import Event, Warned
+from cifar_dist.model import seeding
+from cifar_dist.model.seeding import nondeterminism_reported, set_seed
 from tests.conftest import PYTHON_PATH
+from tests.processes import PATIENCE_S
 from tests.training.small import Small, TrainFew, small_network
 
 
@@ -96,11 +98,11 @@ class Unpooling(Small):
 def test_an_operation_that_is_not_deterministic_is_reported_once(
     train_few: TrainFew, tmp_path: Path, verbose: bool
 ) -> None:
-    heard: list[dict] = []
+    heard: list[Event] = []
     with small_network(Unpooling), warnings.catch_warnings(record=True) as shown:
         train_few(tmp_path, "undetermined", heard.append, max_epochs=2, verbose=verbose)
     assert not [each for each in shown if "deterministic" in str(each.message)]
-    assert [event["message"] for event in heard if event["kind"] == "warning"] == [
+    assert [event.message for event in heard if isinstance(event, Warned)] == [
         "max_unpooling2d_forward_out is not deterministic here: a rerun may give other bits"
     ]
 
@@ -114,7 +116,7 @@ def test_where_that_is_no_warning_it_is_an_error(
 
 
 def test_other_warnings_stay_what_they_are() -> None:
-    heard: list[dict] = []
+    heard: list[Event] = []
     with pytest.warns(UserWarning, match="something else"), nondeterminism_reported(heard.append):
         warnings.warn("something else", stacklevel=1)
     assert heard == []
@@ -159,24 +161,25 @@ train(TrainConfig(data_dir={data!r}, num_workers=0, use_gpu=True, deterministic=
 """
 EVALUATE = """
 from cifar_dist.evaluate import evaluate
-from cifar_dist.model_config import EvaluateConfig
+from cifar_dist.config.model import EvaluateConfig
 evaluate(EvaluateConfig(model={run!r}, use_gpu=True))
 """
 EVALUATE_SHARE = """
 import dataclasses
 from safetensors.torch import save
 from cifar_dist.cluster.evaluator import Work, _share
-from cifar_dist.model.resnet import read_weights
-from cifar_dist.model_config import EvaluateConfig
-from cifar_dist.runs import RunDirectory
+from cifar_dist.model.weights import read_weights
+from cifar_dist.config.model import EvaluateConfig
+from cifar_dist.inference.lookup import trained_config
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import at
 run = RunDirectory(at({run!r}))
-config = EvaluateConfig(model={run!r}).trained(use_gpu=True, num_workers=2)
+config = trained_config(EvaluateConfig(model={run!r}), use_gpu=True, num_workers=2)
 weights = save(read_weights(str(run.model_file)))
 _share(Work(config, run.started_with_fingerprint(), "weights", weights, "test", 9), 0, 2)
 """
 PREDICT = """
-from cifar_dist.model_config import PredictConfig
+from cifar_dist.config.model import PredictConfig
 from cifar_dist.predict import predict
 next(predict(PredictConfig(model={run!r}, images=("-",), use_gpu=True)))
 """
@@ -203,7 +206,7 @@ def test_the_workspace_of_cublas_is_fixed_before_the_device_is_touched(
     env = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
     done = subprocess.run(
         [sys.executable, "-c", script], env={**env, "PYTHONPATH": PYTHON_PATH},
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1:] == ["touched with :4096:8"], done.stderr
 
@@ -226,6 +229,6 @@ def test_on_a_gpu_a_deterministic_trial_may_follow_one_that_is_not() -> None:
     env = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
     done = subprocess.run(
         [sys.executable, "-c", AFTER_ANOTHER], env={**env, "PYTHONPATH": PYTHON_PATH},
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.stdout.strip() == str(64.0**3), done.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.processes import PATIENCE_S
+
 LOADS = """
 import sys
 from cifar_dist.training.torchmetrics_alone import load_torchmetrics_alone
@@ -29,5 +31,5 @@ print(float(metric.compute()), matplotlib.pyplot.__name__, scipy.signal.__name__
 
 def test_workers_load_neither_matplotlib_nor_scipy_unless_they_ask() -> None:
     words = [sys.executable, "-c", LOADS]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert done.stdout.splitlines() == ["[]", "3.0 matplotlib.pyplot scipy.signal"]

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from cifar_dist.errors import Interrupted, RunFailed
-from cifar_dist.runs import RunDirectory
-from cifar_dist.training import callbacks
+from cifar_dist.events import Event, StepDone
+from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.training import checkpointing
 from cifar_dist.training.checkpoints import read_checkpoint
 from cifar_dist.training.writer import BackgroundWriter, Snapshot
+from tests.processes import PATIENCE_S
 from tests.training.small import STEPS, SignalAt, Small, TrainFew, same, small_network
 
 
@@ -27,7 +29,7 @@ def test_jobs_run_one_at_a_time_in_their_order() -> None:
     done: list[int] = []
     release = threading.Event()
     with BackgroundWriter() as writer:
-        writer.submit(lambda: (release.wait(30), done.append(1)))
+        writer.submit(lambda: (release.wait(PATIENCE_S), done.append(1)))
         assert done == []  # submit does not wait for the job itself
         release.set()
         writer.submit(lambda: done.append(2))
@@ -43,7 +45,7 @@ def test_what_a_job_raises_is_raised_by_the_next_and_once() -> None:
     with BackgroundWriter() as writer:
         writer.submit(fail)
         with pytest.raises(RunFailed, match="no room"):
-            writer.submit(lambda: pytest.fail("started behind one that failed"))
+            writer.submit(lambda: pytest.fail("started after one that failed"))
         writer.wait()
 
 
@@ -95,17 +97,17 @@ def test_training_continues_while_a_checkpoint_is_written(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     went_on = threading.Event()
-    as_bytes = callbacks.checkpoint_as_bytes
+    as_bytes = checkpointing.checkpoint_as_bytes
 
     def slow(content):
-        assert went_on.wait(60), "training waited for its checkpoint"
+        assert went_on.wait(PATIENCE_S), "training waited for its checkpoint"
         return as_bytes(content)
 
-    monkeypatch.setattr(callbacks, "checkpoint_as_bytes", slow)
+    monkeypatch.setattr(checkpointing, "checkpoint_as_bytes", slow)
 
-    def listen(event: dict) -> None:
+    def listen(event: Event) -> None:
         # The second epoch's third step comes while the first epoch's checkpoint is written.
-        if event["kind"] == "step" and (event["epoch"], event["step"]) == (2, 3):
+        if isinstance(event, StepDone) and (event.epoch, event.step) == (2, 3):
             went_on.set()
 
     trained = train_few(tmp_path, "beside", listen)
@@ -113,7 +115,7 @@ def test_training_continues_while_a_checkpoint_is_written(
     run = RunDirectory.at(str(tmp_path), "beside")
     newest = run.checkpoints_newest_first()[0]
     assert newest == run.checkpoint(3)
-    assert len(read_checkpoint(newest)["callbacks"]["Record"]["history"]) == 3
+    assert len(read_checkpoint(newest)["callbacks"]["MetricsHistory"]["history"]) == 3
     assert trained.summary["status"] == "completed"
 
 
@@ -121,7 +123,7 @@ def test_a_checkpoint_holds_the_step_that_it_is_named_after(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = train_few(tmp_path, "undisturbed")
-    as_bytes = callbacks.checkpoint_as_bytes
+    as_bytes = checkpointing.checkpoint_as_bytes
     steps = threading.Semaphore(0)
 
     def late(content):
@@ -130,13 +132,13 @@ def test_a_checkpoint_holds_the_step_that_it_is_named_after(
             steps.acquire(timeout=1)
         return as_bytes(content)
 
-    def die(event: dict) -> None:
-        if event["kind"] == "step":
+    def die(event: Event) -> None:
+        if isinstance(event, StepDone):
             steps.release()
-            if (event["epoch"], event["step"]) == (2, 5):
+            if (event.epoch, event.step) == (2, 5):
                 raise Interrupted
 
-    monkeypatch.setattr(callbacks, "checkpoint_as_bytes", late)
+    monkeypatch.setattr(checkpointing, "checkpoint_as_bytes", late)
     with pytest.raises(Interrupted):
         train_few(tmp_path, "cut", die, checkpoint_every=f"{STEPS + 2}s")
     run = RunDirectory.at(str(tmp_path), "cut")
@@ -147,7 +149,7 @@ def test_a_checkpoint_holds_the_step_that_it_is_named_after(
 def test_an_interruption_waits_for_its_checkpoint(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    as_bytes = callbacks.checkpoint_as_bytes
+    as_bytes = checkpointing.checkpoint_as_bytes
     written: list[int] = []
 
     def slow(content):
@@ -155,7 +157,7 @@ def test_an_interruption_waits_for_its_checkpoint(
         written.append(content["global_step"])
         return as_bytes(content)
 
-    monkeypatch.setattr(callbacks, "checkpoint_as_bytes", slow)
+    monkeypatch.setattr(checkpointing, "checkpoint_as_bytes", slow)
     with pytest.raises(Interrupted):
         train_few(tmp_path, "cut", SignalAt(2, 2))
     assert written[-1] == STEPS + 2
@@ -166,14 +168,14 @@ def test_an_interruption_waits_for_its_checkpoint(
 def test_a_file_that_cannot_be_written_ends_the_run_one_checkpoint_later(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    as_bytes = callbacks.checkpoint_as_bytes
+    as_bytes = checkpointing.checkpoint_as_bytes
 
     def second_fails(content):
         if content["global_step"] == 2 * STEPS:
             raise RunFailed("epoch-0002.ckpt: cannot be written (No space left on device)")
         return as_bytes(content)
 
-    monkeypatch.setattr(callbacks, "checkpoint_as_bytes", second_fails)
+    monkeypatch.setattr(checkpointing, "checkpoint_as_bytes", second_fails)
     with pytest.raises(RunFailed, match="No space left on device"):
         train_few(tmp_path, "full", max_epochs=5)
     run = RunDirectory.at(str(tmp_path), "full")

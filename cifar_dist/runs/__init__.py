@@ -1,0 +1,1 @@
+"""A run's directory and files, and reading them back."""

@@ -1,0 +1,377 @@
+"""A run's directory: the files in it, and reading them back.
+
+Every file is there whole or not at all, on a disk and in an object store.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from cifar_dist.config.fields import flag
+from cifar_dist.config.train import (
+    MAY_CHANGE_ON_RESUME,
+    TrainConfig,
+    make_config,
+    setting_names,
+)
+from cifar_dist.config.versions import own_settings
+from cifar_dist.errors import UserError
+from cifar_dist.registry import COLUMNS, SCHEDULES
+from cifar_dist.runs.metrics import Outcome, read_rows
+from cifar_dist.storage import AnyPath, as_json, at, delete_folder, is_writable, write_atomically
+
+_CHECKPOINT = re.compile(r"epoch-(\d{4,})(?:-step-(\d{4,}))?\.ckpt")
+
+
+def new_folder(storage_path: str, name: str | None, stem: str) -> AnyPath:
+    """Make a new folder, named, or after a stem and the time; absolute.
+
+    Raises:
+        UserError: the name is taken, or the folder cannot be made.
+    """
+    storage = at(storage_path)
+    if name is None:
+        stem = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        names = (stem, *(f"{stem}-{number}" for number in range(2, 100)))
+        try:
+            name = next((each for each in names if not _taken(storage / each)), None)
+        except OSError as error:
+            raise _unwritable(storage_path, error) from None
+        if name is None:
+            raise UserError(f"--storage-path {storage_path}: too many runs a second; --name one")
+    folder = storage / name
+    try:
+        # The creation itself decides who gets a name: of two commands that start together, on a
+        # disk one is refused.
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if folder.is_dir():
+            raise UserError(
+                f"--name {name}: {folder} exists; resume it with --resume, or choose another --name"
+            ) from None
+        raise UserError(
+            f"--storage-path {storage_path}: a file of that name is in the way"
+        ) from None
+    except OSError as error:
+        raise _unwritable(storage_path, error) from None
+    return folder
+
+
+def _taken(folder: AnyPath) -> bool:
+    # Not Path.exists, which raises where the folder may not be searched.
+    return os.path.lexists(folder) if isinstance(folder, Path) else folder.exists()
+
+
+def _unwritable(storage_path: str, error: OSError) -> UserError:
+    return UserError(
+        f"--storage-path {storage_path}: cannot be written ({error.strerror}); name another folder"
+    )
+
+
+@dataclass(frozen=True)
+class Directory:
+    """The common part of a run's directory and a search's: ``<storage-path>/<name>/``."""
+
+    path: AnyPath
+
+    @classmethod
+    def at(cls, storage_path: str, name: str) -> Self:
+        """Return the directory, whether it exists or not; absolute: workers change directory."""
+        return cls(at(storage_path) / name)
+
+    @property
+    def name(self) -> str:
+        """The name of the run or search."""
+        return self.path.name
+
+    @property
+    def config_file(self) -> AnyPath:
+        """``config.yaml``: every setting."""
+        return self.path / "config.yaml"
+
+    @property
+    def report_file(self) -> AnyPath:
+        """``report.html``: all of it to look at."""
+        return self.path / "report.html"
+
+    @property
+    def summary_file(self) -> AnyPath:
+        """``summary.json``: how it ended."""
+        return self.path / "summary.json"
+
+    def read_summary(self) -> dict[str, Any]:
+        """Read ``summary.json``; empty before a first command has ended."""
+        if not self.summary_file.is_file():
+            return {}
+        found: dict[str, Any] = json.loads(self.summary_file.read_text())
+        return found
+
+    def check_writable(self) -> None:
+        """Check that the directory can be written to.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if not is_writable(self.path):
+            raise UserError(f"--storage-path {self.path.parent}: cannot be written")
+
+
+@dataclass(frozen=True)
+class RunDirectory(Directory):
+    """A run's directory."""
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> RunDirectory:
+        """Make a new run's directory, with a name from dataset and time unless it has one.
+
+        Raises:
+            UserError: the name is taken, or the directory cannot be made.
+        """
+        run = cls(new_folder(config.storage_path, config.name, config.dataset))
+        run.checkpoints.mkdir()
+        return run
+
+    @classmethod
+    def existing(cls, config: TrainConfig) -> RunDirectory:
+        """Return the directory of the run that a config with ``resume`` names.
+
+        Raises:
+            UserError: there is no such run, it cannot be written, or the config would compute
+                something else than the run that was started.
+        """
+        assert config.name is not None  # checked when the config was made
+        run = cls.at(config.storage_path, config.name)
+        started = run.read_config()
+        for name, before in started.to_dict().items():
+            now = getattr(config, name)
+            if now != before and name not in MAY_CHANGE_ON_RESUME:
+                raise UserError(
+                    f"{flag(name)} {now}: the run was started with {before}, which --resume "
+                    f"keeps; omit {flag(name)}, or start another run with another --name"
+                )
+        # The rates of such a schedule depend on the run's length: with another one, steps that are
+        # done would have had other rates.
+        horizon = SCHEDULES.about(config.schedule).needs_horizon
+        if horizon and config.max_epochs != started.max_epochs:
+            raise UserError(
+                f"--max-epochs {config.max_epochs}: the run's schedule, {config.schedule}, spans "
+                f"{started.max_epochs} epochs, which --resume keeps; omit --max-epochs"
+            )
+        done = [epoch for epoch, step in map(_position, run.checkpoints_newest_first()) if not step]
+        if (newest := max(done, default=0)) > config.max_epochs:
+            raise UserError(
+                f"--max-epochs {config.max_epochs}: the run has done {newest} epochs already; "
+                "give it more"
+            )
+        run.check_writable()
+        return run
+
+    def begin(self, config: TrainConfig) -> None:
+        """Make the directory unless it is there, and write ``config.yaml``."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.write_config(config)
+
+    def discard(self) -> None:
+        """Delete the directory of a run that never began, so that its name is free again.
+
+        One that has trained an epoch stays as it is.
+        """
+        # A worker's refusal may come after epochs of training, when it was restarted: they stay.
+        if not self.checkpoints_newest_first() and not self.read_metrics():
+            delete_folder(self.path)
+
+    @property
+    def metrics_file(self) -> AnyPath:
+        """``metrics.csv``: a row an epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def environment_file(self) -> AnyPath:
+        """``environment.json``: what it ran with."""
+        return self.path / "environment.json"
+
+    @property
+    def model_file(self) -> AnyPath:
+        """``model.safetensors``: the best epoch's weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def predictions_file(self) -> AnyPath:
+        """``test-predictions.safetensors``: the logits of those weights for each test image."""
+        return self.path / "test-predictions.safetensors"
+
+    def find_predictions(self) -> AnyPath | None:
+        """Return the file of predictions, also by its name in runs of version 0.1.0, if any."""
+        files = (self.predictions_file, self.path / "test-answers.safetensors")
+        return next((file for file in files if file.is_file()), None)
+
+    @property
+    def error_file(self) -> AnyPath:
+        """``error.txt``: the traceback of a trial that failed."""
+        return self.path / "error.txt"
+
+    @property
+    def checkpoints(self) -> AnyPath:
+        """``checkpoints/``: what ``--resume`` needs, the newest and the best."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, epoch: int, step: int = 0) -> AnyPath:
+        """Return the checkpoint file of an epoch's end, or of its first steps (both 1-based)."""
+        steps = f"-step-{step:04d}" if step else ""
+        return self.checkpoints / f"epoch-{epoch:04d}{steps}.ckpt"
+
+    def checkpoints_newest_first(self) -> list[AnyPath]:
+        """Return all checkpoint files, the one that is farthest into the run first."""
+        # Half-written and rejected files have other names, and must not be tried.
+        files = [
+            file for file in self.checkpoints.glob("*.ckpt") if _CHECKPOINT.fullmatch(file.name)
+        ]
+        return sorted(files, key=_sort_key, reverse=True)
+
+    def steps_into_epoch(self, checkpoint: AnyPath) -> int:
+        """Return how many steps of its epoch a checkpoint has; 0 for one of an epoch's end."""
+        return _position(checkpoint)[1]
+
+    def prune_checkpoints(self, keep: set[AnyPath]) -> None:
+        """Delete all checkpoints but these."""
+        for file in self.checkpoints_newest_first():
+            if file not in keep:
+                file.unlink(missing_ok=True)
+
+    def reject_checkpoint(self, file: AnyPath) -> AnyPath:
+        """Rename a checkpoint that cannot be used, so that it is neither tried again nor lost."""
+        aside = file.with_name(f"{file.name}.rejected")
+        file.rename(aside)  # type: ignore[arg-type]
+        return aside
+
+    def read_config(self) -> TrainConfig:
+        """Read the config that the run was started with.
+
+        Raises:
+            UserError: there is no such run, or the file is damaged or a newer version's.
+        """
+        if not self.config_file.is_file():
+            raise UserError(
+                f"--resume --name {self.name}: there is no run in {self.path}; omit --resume "
+                "to start it"
+            )
+        settings = own_settings(self.config_file, setting_names())
+        return make_config(settings, f" (in {self.config_file})")
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write every setting to ``config.yaml``, so that ``--config`` with it gives the same run.
+
+        Not into the same directory: ``resume`` and the name, which is the directory's, are omitted.
+        """
+        fresh = config.replace(resume=False, name=None)
+        write_atomically(self.config_file, fresh.to_yaml().encode())
+
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write all rows to ``metrics.csv``; floats so that they read back exactly.
+
+        Rows may come from a checkpoint of another version: what they lack is empty, and what only
+        that version has is omitted.
+        """
+        # All rows anew: appending could leave half a row, and after a restart rows of epochs that
+        # are trained again.
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(COLUMNS), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.metrics_file, text.getvalue().encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read the rows of ``metrics.csv``, another version's too (see `read_rows`).
+
+        Returns:
+            A dict of `METRICS` an epoch; none before the first epoch's end.
+        """
+        if not self.metrics_file.is_file():
+            return []
+        return read_rows(self.metrics_file.read_text())
+
+    def started_with_fingerprint(self) -> str | None:
+        """Return the fingerprint of the data set that the run was started with, once known."""
+        if not self.environment_file.is_file():
+            return None
+        found: str | None = json.loads(self.environment_file.read_text())["dataset_fingerprint"]
+        return found
+
+    def trained_on(self) -> dict[str, Any] | None:
+        """Return name, classes, mean and std of the data set that the run was started with."""
+        if not self.environment_file.is_file():
+            return None
+        found: dict[str, Any] | None = json.loads(self.environment_file.read_text()).get("dataset")
+        return found
+
+    def write_error(self, text: str) -> None:
+        """Write ``error.txt``."""
+        write_atomically(self.error_file, text.encode())
+
+    def write_environment(self, values: Mapping[str, Any]) -> None:
+        """Write ``environment.json``."""
+        write_atomically(self.environment_file, as_json(values))
+
+    def write_summary(
+        self,
+        dataset: str,
+        status: str,
+        outcome: Outcome | None = None,
+        restarts: int = 0,
+        seconds: float = 0.0,
+        error: str | None = None,
+    ) -> dict[str, Any]:
+        """Write ``summary.json``, and return what is in it.
+
+        Args:
+            dataset: the data set's name.
+            status: ``completed``, ``failed`` or ``interrupted``; a trial's also ``stopped``.
+            outcome: of a completed run; else what ``metrics.csv`` says so far is written.
+            restarts: of the workers, after failures, in this command.
+            seconds: wall time of this command.
+            error: of a trial that failed.
+        """
+        history = outcome.history if outcome else self.read_metrics()
+        # The first of equals, as max() gives it.
+        best = max(history, key=lambda row: float(row["val_accuracy"]), default={})
+        summary = {
+            "status": status,
+            "dataset": dataset,
+            "epochs": len(history),
+            "best_epoch": best.get("epoch"),
+            "val_accuracy": best.get("val_accuracy"),
+            "test_accuracy": outcome.test_accuracy if outcome else None,
+            "test_loss": outcome.test_loss if outcome else None,
+            "weights_sha256": outcome.weights_sha256 if outcome else None,
+            "skipped_updates": outcome.skipped_updates if outcome else None,
+            "restarts": restarts,
+            "seconds": round(seconds, 3),
+        }
+        if error is not None:
+            summary["error"] = error
+        write_atomically(self.summary_file, as_json(summary))
+        return summary
+
+
+def _position(checkpoint: AnyPath) -> tuple[int, int]:
+    """Return epoch (1-based) of a checkpoint file, and how many of its steps; 0 for all of them."""
+    # As numbers: as text, epoch-10000 sorts before epoch-9999.
+    match = _CHECKPOINT.fullmatch(checkpoint.name)
+    assert match is not None
+    return int(match[1]), int(match[2] or 0)
+
+
+def _sort_key(checkpoint: AnyPath) -> tuple[int, float]:
+    epoch, step = _position(checkpoint)
+    # A name without a step is of the epoch's end, after all of its steps.
+    return epoch, step or math.inf

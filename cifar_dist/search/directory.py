@@ -1,0 +1,138 @@
+"""A search's directory: the files in it, and reading them back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cifar_dist.config.train import TrainConfig, setting_names
+from cifar_dist.config.tune import (
+    TuneConfig,
+    check_same_search,
+    make_tune_config,
+    tune_setting_names,
+)
+from cifar_dist.config.versions import own_settings
+from cifar_dist.errors import UserError
+from cifar_dist.runs.directory import Directory, RunDirectory, new_folder
+from cifar_dist.search.space import Space, read_space
+from cifar_dist.storage import AnyPath, as_json, delete_folder, write_atomically
+
+
+def trial_id(number: int) -> str:
+    """Return the id of a trial by its number, from 0: ``t0003``, the same when resumed."""
+    return f"t{number:04d}"
+
+
+class SearchDirectory(Directory):
+    """A search's directory; ``config.yaml`` holds the settings of search and trials."""
+
+    @classmethod
+    def create(cls, config: TuneConfig, space: Space) -> SearchDirectory:
+        """Make a new search's directory, with a name from dataset and time unless it has one.
+
+        Raises:
+            UserError: the name is taken, or the directory cannot be made.
+        """
+        train = config.train
+        made = cls(new_folder(train.storage_path, train.name, f"tune-{train.dataset}"))
+        # As it is searched, without what is fixed: --resume reads it even if the file it came
+        # from has changed.
+        write_atomically(made.space_file, space.to_yaml().encode())
+        made.write_config(config)
+        return made
+
+    @classmethod
+    def existing(cls, config: TuneConfig) -> SearchDirectory:
+        """Return the directory of the search that a config with ``resume`` names.
+
+        Raises:
+            UserError: there is no such search, it cannot be written, or the config would compute
+                something else than the search that was started.
+        """
+        assert config.train.name is not None  # checked when the config was made
+        found = cls.at(config.train.storage_path, config.train.name)
+        check_same_search(found.read_config(), config)
+        found.check_writable()
+        return found
+
+    def discard(self) -> None:
+        """Delete the directory of a search that never began, so that its name is free again."""
+        # Once trials have begun the folder holds work, also where a refusal ends the command.
+        if not self.trials_folder.exists():
+            delete_folder(self.path)
+
+    @property
+    def space_file(self) -> AnyPath:
+        """``space.yaml``: what is searched."""
+        return self.path / "space.yaml"
+
+    @property
+    def trials_csv(self) -> AnyPath:
+        """``trials.csv``: a row a trial."""
+        return self.path / "trials.csv"
+
+    @property
+    def trials_parquet(self) -> AnyPath:
+        """``trials.parquet``: the same."""
+        return self.path / "trials.parquet"
+
+    @property
+    def history_file(self) -> AnyPath:
+        """``history.parquet``: a row a trial and epoch."""
+        return self.path / "history.parquet"
+
+    @property
+    def best_file(self) -> AnyPath:
+        """``best.yaml``: the best trial's settings, for ``train --config``."""
+        return self.path / "best.yaml"
+
+    @property
+    def trials_folder(self) -> AnyPath:
+        """``trials/``: the trials' own run directories."""
+        return self.path / "trials"
+
+    def trial(self, number: int) -> RunDirectory:
+        """Return the run directory of a trial by its number, from 0, whether it exists or not."""
+        return RunDirectory(self.trials_folder / trial_id(number))
+
+    def read_config(self) -> TuneConfig:
+        """Read the config that the search was started with.
+
+        Raises:
+            UserError: there is no such search, or the file is damaged or a newer version's.
+        """
+        if not self.config_file.is_file():
+            raise UserError(
+                f"--resume --name {self.name}: there is no search in {self.path}; omit --resume "
+                "to start it"
+            )
+        if not self.space_file.is_file():
+            raise UserError(
+                f"--resume --name {self.name}: {self.path} holds a run, not a search; "
+                "resume it with train"
+            )
+        settings = own_settings(self.config_file, [*tune_setting_names(), *setting_names()])
+        return make_tune_config(settings, f" (in {self.config_file})")
+
+    def write_config(self, config: TuneConfig) -> None:
+        """Write every setting to ``config.yaml``."""
+        # The name is the directory's and --resume a word of one command: neither is a setting for
+        # whoever starts another search from this file.
+        written = config.replace(train=config.train.replace(resume=False, name=None))
+        write_atomically(self.config_file, written.to_yaml().encode())
+
+    def read_space(self) -> Space:
+        """Read what is searched.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return read_space(str(self.space_file))
+
+    def write_best(self, config: TrainConfig) -> None:
+        """Write the best trial's settings to ``best.yaml``."""
+        write_atomically(self.best_file, config.to_yaml().encode())
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json``."""
+        write_atomically(self.summary_file, as_json(summary))

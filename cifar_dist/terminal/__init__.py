@@ -1,0 +1,1 @@
+"""The output at the terminal."""

@@ -1,0 +1,38 @@
+"""Commands to type next, paths formatted for display, and messages."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from cifar_dist.config.train import TrainConfig
+from cifar_dist.events import Event, Waiting, Warned
+from cifar_dist.storage import AnyPath
+
+
+def resume_command(command: str, name: str, storage_path: str, *flags: str) -> str:
+    """Return what to type to resume a run or a search."""
+    words = [*command.split(), "--name", name, "--resume"]
+    if storage_path != TrainConfig.storage_path:
+        words += ["--storage-path", storage_path]
+    # Quoted, since it is to be pasted into a shell and folders' names may hold spaces.
+    return shlex.join([*words, *flags])
+
+
+def shown(path: AnyPath) -> AnyPath:
+    """Return a path formatted for display: relative where it is in the current folder."""
+    if isinstance(path, Path) and path.is_relative_to(Path.cwd()):
+        return path.relative_to(Path.cwd())
+    return path
+
+
+def files_in(folder: AnyPath) -> str:
+    """Return the names in a folder, for a line of output."""
+    return " ".join(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir()))
+
+
+def message_to_stderr(event: Event) -> None:
+    """Write the message of a warning, or of a wait for the cluster, to standard error."""
+    if isinstance(event, Warned | Waiting):
+        sys.stderr.write(f"{event.message}\n")
