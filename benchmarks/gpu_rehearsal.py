@@ -31,7 +31,7 @@ LOOPBACK_UP = "import fcntl, socket, struct; " + "; ".join(
 )
 WITHOUT_RAY = (
     "tests/benchmarks", "tests/data", "tests/model", "tests/config/test_train.py",
-    "tests/runs/test_directory.py", "tests/search/test_space.py", "tests/search/test_asha.py",
+    "tests/runs/test_directory.py", "tests/search/test_space.py",
 )  # fmt: skip
 """Tests that pass where neither Ray nor tyro is installed."""
 WITH_WHEELS = ("tests/training",)

@@ -79,9 +79,23 @@ def project(folder: Path, workers: int, threads: int, deterministic: bool) -> di
     with tempfile.TemporaryDirectory() as runs:
         words = command(folder, runs, workers, threads, deterministic)
         output([sys.executable, "-m", "cifar_dist.train", *words])
-        rows = RunDirectory.at(runs, "run").read_metrics()
-        rates = [row["images_per_second"] for row in rows[UNCOUNTED:]]
-        return {"images_per_second": statistics.median(rates)}
+        return rates_of(runs)
+
+
+def rates_of(runs: str) -> dict[str, float]:
+    """Images a second of the run there, the median of the epochs that count."""
+    rows = RunDirectory.at(runs, "run").read_metrics()
+    rates = [row["images_per_second"] for row in rows[UNCOUNTED:]]
+    return {"images_per_second": statistics.median(rates)}
+
+
+def without_ray(folder: Path) -> dict[str, float]:
+    """Two ranks of the project under torchrun, see `benchmarks.without_ray`."""
+    with tempfile.TemporaryDirectory() as runs:
+        words = command(folder, runs, 2, max(CORES // 2, 1), deterministic=False)
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
+        output([sys.executable, *torchrun, "-m", "benchmarks.without_ray", *words])
+        return rates_of(runs)
 
 
 def host(which: str) -> dict[str, float]:
@@ -119,6 +133,7 @@ def subjects(folder: Path) -> dict[str, dict[str, Measure]]:
         "two": {
             "torchrun DDP, tuned": of(peer, "loop", folder, 2, half, True),
             "torchrun DDP": of(peer, "loop", folder, 2, half),
+            "cifar_dist under torchrun, without Ray": of(without_ray, folder),
             "cifar_dist, 2 workers": of(project, folder, 2, half, False),
             "cifar_dist, 2 workers, deterministic": of(project, folder, 2, half, True),
         },

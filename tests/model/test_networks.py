@@ -173,6 +173,7 @@ print(json.dumps({
 
 
 def test_another_network_takes_one_line_in_the_registry(few_digits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tyro")  # of the commands
     # In a process of its own: the choices of --network are those of the registry at import.
     done = subprocess.run(
         [sys.executable, "-c", ONE_LINE, str(few_digits), str(tmp_path)],
