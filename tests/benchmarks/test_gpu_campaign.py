@@ -209,7 +209,7 @@ def test_a_command_keeps_its_exit_code(tmp_path: Path) -> None:
 
 
 def test_a_promise_that_does_not_hold_fails_the_part(tmp_path: Path) -> None:
-    from benchmarks.gpu_parts import Findings
+    from benchmarks.gpu_parts.findings import Findings
 
     findings = Findings(tmp_path / "found.json")
     findings.claim("the same bits", True, "twice")
