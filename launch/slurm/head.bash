@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The command of the cluster's head: PRIVATE ADDRESS COMMAND WORD...
 #
-# ray.bash needs the command's process id, since symmetric-run passes no signal on, and its exit
-# code, since srun's is the highest one of all nodes' and those that it ends count as killed.
+# ray.bash needs the command's process id, since symmetric-run does not forward signals, and its
+# exit code, since srun returns the highest one of all nodes, and nodes that it ends count as
+# killed.
 private=$1 RAY_ADDRESS=$2
 export RAY_ADDRESS
 shift 2

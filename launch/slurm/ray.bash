@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The common part of train.sbatch and tune.sbatch, which source it in the folder of the sbatch call.
+# The common part of train.sbatch and tune.sbatch, which source it in the submission folder.
 
 gpus=${SLURM_GPUS_ON_NODE:-0}
 
@@ -17,8 +17,8 @@ value_of() {
     printf '%s' "$value"
 }
 
-# Ask the command to save and leave. It runs on this node: Slurm starts batch scripts on a job's
-# first one, and its address is the head's.
+# Ask the command to save and exit. It runs on this node: Slurm starts batch scripts on a job's
+# first node, whose address is the head's.
 stop() {
     signals=$((signals + 1))
     if [[ -s $private/pid ]]; then
@@ -28,7 +28,7 @@ stop() {
     fi
 }
 
-# Run a module on a Ray cluster of the job's nodes, and leave this script with its exit code:
+# Run a module on a Ray cluster of the job's nodes, and exit with its exit code:
 # MODULE WORD...
 on_ray() {
     local module=$1 name storage
@@ -40,8 +40,8 @@ on_ray() {
     fi
     set -- "$@" --name "$name" --storage-path "$storage"
 
-    # A token of the job's own keeps the node's other users out of its cluster. It is passed in a
-    # file that only this user may read, since all may read command lines.
+    # A token for this job keeps the node's other users out of its cluster. It is passed in a file
+    # that only this user can read, since all users can read command lines.
     private=$(mktemp -d "$PWD/.ray-$SLURM_JOB_ID.XXXXXX")
     trap 'rm -rf -- "$private"' EXIT
     (
@@ -52,25 +52,25 @@ on_ray() {
 
     # /tmp/ray belongs to the first user who ran Ray on the node.
     export RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID
-    # One file a node is mapped by all its workers: not in a home that is mounted over the network.
+    # All workers of a node map one file: keep it out of a home that is mounted over the network.
     export CIFAR_DIST_CACHE=${CIFAR_DIST_CACHE:-/tmp/cifar_dist-$(id -u)}
     # Seconds for all nodes to join. The first import from a shared folder is slow.
     export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}
-    # Seconds after which the other nodes' Ray gives the head up, which is gone for good at the end
-    # of the run; else they hold the job for a minute more. Not less than `ray stop` takes on the
-    # head, about 8: symmetric-run itself is connected, and would fail.
+    # Seconds after which Ray on the other nodes stops waiting for the head, which does not return
+    # at the end of the run; otherwise they hold the job for another minute. Not less than
+    # `ray stop` takes on the head, about 8: symmetric-run itself is connected, and would fail.
     export RAY_gcs_rpc_server_reconnect_timeout_s=20
-    # srun takes this over from sbatch no longer by itself (Slurm 22.05).
+    # Since Slurm 22.05 srun no longer inherits this from sbatch.
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
-    # Unbuffered, so that the job's file shows each epoch when it ends.
+    # Unbuffered, so that the job's output file shows each epoch as it ends.
     export PYTHONUNBUFFERED=1
     export PATH=$PWD/.venv/bin:$PATH
 
     local head address
-    # As an address: where a node's name means 127.0.1.1 on the node itself, none would be the head.
-    # HEAD_IP chooses among several networks.
+    # An address, not a name: if a node's name resolves to 127.0.1.1 on the node itself, no node
+    # would be the head. HEAD_IP selects one of several networks.
     head=${HEAD_IP:-$(hostname -I | cut -d' ' -f1)}
-    # Below the ports of connections going out, above those of Ray's workers.
+    # Below the ephemeral ports of outgoing connections, above those of Ray's workers.
     address=$head:$((20000 + SLURM_JOB_ID % 10000))
 
     signals=0
@@ -82,7 +82,7 @@ on_ray() {
         "--num-cpus=$SRUN_CPUS_PER_TASK" "--num-gpus=$gpus" --disable-usage-stats \
         -- bash launch/slurm/head.bash "$private" "$address" python -m "$module" "$@" &
     step=$!
-    while :; do # a signal cuts wait short
+    while :; do # a signal interrupts wait
         seen=$signals code=0
         wait "$step" || code=$?
         ((seen == signals)) && break
@@ -90,12 +90,12 @@ on_ray() {
     if [[ -s $private/code ]]; then
         code=$(<"$private/code")
     elif ((signals)); then
-        code=130 # before it began
+        code=130 # stopped before the command began
     fi
 
     case $requeue,$code in
     1,130) scontrol requeue "$SLURM_JOB_ID" ;;
-    # Otherwise it is left, for Ray's logs.
+    # After a failure the folder is kept, for Ray's logs.
     *,0) srun --ntasks-per-node=1 rm -rf -- "$RAY_TMPDIR" || true ;;
     esac
     exit "$code"
