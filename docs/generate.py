@@ -18,7 +18,7 @@ COMMANDS = {
 }
 INTRODUCTION = """# Every flag
 
-Made from the settings' declarations by `make docs`; a test sees that it is up to date. A setting
+Made from the settings' declarations by `make docs`; a test checks that it is up to date. A setting
 has one name everywhere: the flag `--weight-decay` is the key `weight_decay` in YAML, in Python, in
 a search space and in the trials' table. A switch has its opposite too (`--no-deterministic`).
 """
