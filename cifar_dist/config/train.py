@@ -66,10 +66,10 @@ class TrainConfig(Resolved):
     """Start from a named set of settings: notebook (the defaults with ImageNet weights), cifar (3x3
     stem, SGD, one cycle, averaged weights; 15 epochs) or cifar-long (the same in 60 epochs)."""
     dataset: DatasetName = "cifar10"
-    """cifar10, or digits: scikit-learn's 1,797 handwritten digits, enlarged to 32x32; no
-    download."""
+    """cifar10, cifar100 (its 100 fine labels), or digits: scikit-learn's 1,797 handwritten digits,
+    enlarged to 32x32; no download."""
     data_dir: str | None = None
-    """Folder with CIFAR-10: the official archive or Parquet files; what is missing is downloaded
+    """Folder with the data set: the official archive or Parquet files; what is missing is downloaded
     there (default: $CIFAR_DIST_DATA, else data)."""
     num_workers: int | str = 1
     """DDP workers; MIN:MAX makes the run elastic; 0 trains in this process without Ray."""
@@ -84,7 +84,7 @@ class TrainConfig(Resolved):
     max_epochs: int = 30
     """Epochs in all."""
     lr: float = 1e-3
-    """Learning rate: the first one of steplr, the highest one of onecycle."""
+    """Learning rate: the first one of steplr, the highest one of onecycle and cosine."""
     weight_decay: float = 1e-2
     """Weight decay of the optimizer."""
     decay_norm_bias: bool = True
@@ -96,14 +96,14 @@ class TrainConfig(Resolved):
     optimizer: OptimizerName = "adamw"
     """adamw, or sgd with Nesterov momentum 0.9."""
     schedule: ScheduleName = "steplr"
-    """Learning rate schedule: steplr by epoch, onecycle by step."""
+    """Learning rate schedule: steplr by epoch, onecycle and cosine by step."""
     warmup_epochs: float | None = None
-    """onecycle: epochs over which the learning rate rises (default: 30 % of --max-epochs, or 20 %
-    with --anneal linear)."""
+    """onecycle, cosine: epochs over which the learning rate rises (default: of onecycle 30 % of
+    --max-epochs, or 20 % with --anneal linear; of cosine 0)."""
     anneal: Literal["cosine", "linear"] = "cosine"
     """onecycle: the curve that the learning rate follows up and down."""
     final_lr_factor: float = 4e-6
-    """onecycle: learning rate of the last step as a share of --lr; 0 ends at zero."""
+    """onecycle, cosine: learning rate of the last step as a share of --lr; 0 ends at zero."""
     augment: AugmentationName = "crop-flip"
     """Augmentation of training images: crop-flip (pad, crop at random, flip; --crop-padding,
     --flip), or none; --cutout besides."""
@@ -123,7 +123,7 @@ class TrainConfig(Resolved):
     """Decay per step of the exponential moving average of the weights, which is then what is
     evaluated and kept; 0 for none."""
     network: NetworkName = "resnet18"
-    """The network: torchvision's ResNet-18."""
+    """The network: one of torchvision's ResNets."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
     """First layers: torchvision's own (7x7, stride 2, max-pool), or cifar (3x3, stride 1, no
     max-pool)."""
