@@ -69,8 +69,8 @@ class TrainConfig(Resolved):
     """cifar10, cifar100 (its 100 fine labels), or digits: scikit-learn's 1,797 handwritten digits,
     enlarged to 32x32; no download."""
     data_dir: str | None = None
-    """Folder with the data set: the official archive or Parquet files; what is missing is downloaded
-    there (default: $CIFAR_DIST_DATA, else data)."""
+    """Folder with the data set: the official archive or Parquet files; what is missing is
+    downloaded there (default: $CIFAR_DIST_DATA, else data)."""
     num_workers: int | str = 1
     """DDP workers; MIN:MAX makes the run elastic; 0 trains in this process without Ray."""
     use_gpu: bool = False
