@@ -15,6 +15,7 @@ import ray
 import cifar_dist.cluster.trainer
 from cifar_dist.cluster import ray_internals
 from cifar_dist.config.train import TrainConfig
+from cifar_dist.events import Event, Warned, WorkersLost
 from cifar_dist.train import Trained, train
 from tests.cluster import workers
 from tests.conftest import ROOT
@@ -148,15 +149,15 @@ def test_the_public_api_alone_gives_the_same_bits_also_after_a_kill(
         return made[-1]
 
     monkeypatch.setattr(ray_internals, "torch_trainer", noted)
-    events: list[dict] = []
+    events: list[Event] = []
     usual = small_run(tmp_path, "usual", events)
     assert type(made.pop()) is not TorchTrainer
-    assert not any(event["kind"] in ("lost", "warning") for event in events)
+    assert not any(isinstance(event, WorkersLost | Warned) for event in events)
 
     monkeypatch.setenv(ray_internals.PLAIN_RAY, "1")
     plain = small_run(tmp_path, "plain", events)
     assert plain.summary["restarts"] == 0
-    assert not any(event["kind"] in ("lost", "warning") for event in events)
+    assert not any(isinstance(event, WorkersLost | Warned) for event in events)
 
     train_on_ray = cifar_dist.cluster.trainer.train_on_ray
     monkeypatch.setattr(
@@ -165,7 +166,7 @@ def test_the_public_api_alone_gives_the_same_bits_also_after_a_kill(
     )
     killed = small_run(tmp_path, "killed", events, max_failures=1, checkpoint_every="4s")
     assert killed.summary["restarts"] == 1
-    lost = [event["message"] for event in events if event["kind"] == "lost"]
+    lost = [event.message for event in events if isinstance(event, WorkersLost)]
     assert len(lost) == 1
     assert lost[0].startswith("worker ")
     assert lost[0].endswith(" failed")
