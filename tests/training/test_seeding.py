@@ -213,7 +213,7 @@ def test_the_workspace_of_cublas_is_fixed_before_the_device_is_touched(
 
 AFTER_ANOTHER = """
 import torch
-from cifar_dist.training import seeding
+from cifar_dist.model import seeding
 seeding.WARN_ONLY = False
 factor = lambda: torch.ones(64, 64, device="cuda")
 seeding.set_seed(0, deterministic=False)
