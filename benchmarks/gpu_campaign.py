@@ -64,15 +64,15 @@ RAY = (*COMMANDS, "ray")
 # The most valuable first: a campaign that is cut off has those.
 PARTS = (
     Part("device", 60, needs=("torch",)),
-    Part("data", 30, needs=TRAINS),
-    Part("tests", 60, needs=("torch", "pytest")),
+    Part("data", 60, needs=TRAINS),
+    Part("tests", 90, needs=("torch", "pytest")),
     Part("waits", 40, needs=TRAINS),
-    Part("rates", 90, needs=TRAINS),
+    Part("rates", 130, needs=TRAINS),
     Part("bits", 90, needs=COMMANDS),
     Part("preset", 60, needs=COMMANDS),
-    Part("halves", 90, needs=RAY),
-    Part("compiled", 120, needs=TRAINS, programs=(("cc", "gcc", "clang"),)),
-    Part("trials", 60, needs=RAY),
+    Part("halves", 120, needs=RAY),
+    Part("compiled", 100, needs=TRAINS, programs=(("cc", "gcc", "clang"),)),
+    Part("trials", 90, needs=RAY),
     Part("nccl", 30, needs=TRAINS),
 )
 

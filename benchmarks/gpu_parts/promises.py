@@ -31,22 +31,28 @@ def tests(here: Here) -> None:
         # Their conftest.py imports the commands, and one that fails to load ends pytest.
         here.found.say("tests/training", "skipped: needs tyro")
         files = [file for file in files if file.parent.name != "training"]
-    # Without the options of pyproject.toml, which name plugins that may not be installed.
+    # Without the options of pyproject.toml, which name plugins that may not be installed. Side by
+    # side where that can be had: most of a test's seconds are the start of its process or run.
+    several = ["-n", "6"] if importlib.util.find_spec("xdist") and here.device == "cuda" else []
     words = [
-        sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", "-o", "addopts=",
-        "-p", "no:cacheprovider", "--continue-on-collection-errors",
+        sys.executable, "-m", "pytest", "-v", "-rsfE", "-m", "gpu", "-o", "addopts=", *several,
+        "-p", "no:cacheprovider", "--continue-on-collection-errors", "--durations", "8",
         "--basetemp", str(here.work / "pytest"), *map(str, files),
     ]  # fmt: skip
-    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
-    print(done.stdout, done.stderr, flush=True)
-    lines = [line.strip("= ") for line in done.stdout.splitlines() if line.strip()]
+    lines = []
+    with subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            print(line, end="", flush=True)  # as it comes: a campaign that is cut off has it
+            lines.append(line.strip().strip("= "))
+    lines = [line for line in lines if line]
     here.found.say(f"pytest -m gpu, {len(files)} files", lines[-1] if lines else "nothing printed")
     for line in lines:
         if line.startswith(("FAILED", "ERROR")):
             here.found.say(line.split(" - ")[0], line.partition(" - ")[2] or "failed")
     # 5: no test was selected.
-    if done.returncode not in (0, 5):
-        here.found.claim("all pass", False, f"pytest's exit code {done.returncode}")
+    if running.returncode not in (0, 5):
+        here.found.claim("all pass", False, f"pytest's exit code {running.returncode}")
 
 
 def _marked_gpu(file: Path) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,8 +18,8 @@ from benchmarks.gpu_parts.here import BATCH, Here, started, succeeded
 from benchmarks.gpu_parts.machine import matrix_peak, synchronize
 from benchmarks.side_by_side import cell
 
-TURNS = {"cuda": 3, "cpu": 1}
-"""How often two things that are compared run, in turn."""
+TURNS = {"cuda": 2, "cpu": 1}
+"""How often what is compared runs, in turn."""
 RATE_EPOCHS = {"cuda": 4, "cpu": 2}
 """Of each of these runs; the first does not count."""
 PRESET_EPOCHS = {"cuda": 15, "cpu": 1}
@@ -71,10 +72,18 @@ def waits(here: Here) -> None:
 
 
 def rates(here: Here) -> None:
-    """Measure the project beside a bare loop, and with determinism, in turn."""
-    on_gpu = here.device == "cuda"
-    _compare(here, TURNS[here.device], 512 if on_gpu else 32, compiled=False, deterministic=True)
-    _compare(here, TURNS[here.device], 128 if on_gpu else 16, compiled=False, deterministic=False)
+    """Measure the project beside a bare loop, with CUDA graphs, and with determinism, in turn."""
+    large, small = (512, 128) if here.device == "cuda" else (32, 16)
+    graphs = {"cifar_dist, CUDA graphs": {"cuda_graphs": True}} if here.device == "cuda" else {}
+    ways = {"cifar_dist": {}, **graphs}
+    determined = {"cifar_dist, deterministic": {"deterministic": True}}
+    comparisons = [
+        Comparison(here, large, {**ways, **determined}),
+        Comparison(here, small, ways),
+    ]
+    for turn in range(TURNS[here.device]):
+        for comparison in comparisons:
+            comparison.run(turn)
 
 
 def compiled(here: Here) -> None:
@@ -85,50 +94,64 @@ def compiled(here: Here) -> None:
         # traces the network and its gradients, and runs what it has traced as it is.
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
         here.found.say("backend", "aot_eager: traced, no kernels generated")
-    _compare(here, min(2, TURNS[here.device]), size, compiled=True, deterministic=False)
+    comparison = Comparison(here, size, {"cifar_dist": {}}, compiled=True)
+    for turn in range(TURNS[here.device]):
+        comparison.run(turn)
 
 
-def _compare(
-    here: Here, turns: int, batch_size: int, *, compiled: bool, deterministic: bool
-) -> None:
-    settings = {
-        "batch_size": batch_size, "precision": "bf16-mixed", "channels_last": True,
-        "compile": compiled, "stem": "cifar" if here.device == "cuda" else "imagenet",
-    }  # fmt: skip
-    subjects: dict[str, Callable[[int], list[float]]] = {
-        "bare loop": lambda turn: _bare_rates(here, settings),
-        "cifar_dist": lambda turn: _project_rates(here, turn, settings, False),
-    }
-    if deterministic:
-        subjects["cifar_dist, deterministic"] = lambda turn: _project_rates(
-            here, turn, settings, True
-        )
-    title = f"batch {batch_size}, bf16, channels-last" + (", compiled" if compiled else "")
-    peak, operations = matrix_peak(here.device), operations_per_image()
-    # By turn: a ratio is of two medians of one turn, since clocks and temperatures drift.
-    by_turn: dict[str, list[list[float]]] = {name: [] for name in subjects}
-    for turn in range(turns):
-        for name, measure in subjects.items():
-            by_turn[name].append(measure(turn))
-            gc.collect()
-            every = [rate for epochs in by_turn[name] for rate in epochs]
-            share = statistics.median(every) * operations / peak
-            said = f"{cell(every)} images/s of {len(every)} epochs"
-            if here.device == "cuda":
-                said += f", {share:.3f} of the matrix peak"
-            key = f"{title}: {name}"
-            here.found.say(key, said, **{key: {"by_turn": by_turn[name], "share_of_peak": share}})
-        for name, over in (
-            ("cifar_dist", "bare loop"),
-            ("cifar_dist, deterministic", "cifar_dist"),
-        ):
-            if name in subjects:
-                mine, its = (map(statistics.median, by_turn[each]) for each in (name, over))
-                ratios = [a / b for a, b in zip(mine, its, strict=True)]
-                key = f"{title}: {name} over {over}"
-                here.found.say(
-                    key, f"{cell(ratios, '.3f')} of {len(ratios)} turns", **{key: ratios}
-                )
+class Comparison:
+    """A bare loop and the project in some ways, at one batch size, in turn.
+
+    Args:
+        here: what to work with.
+        batch_size: of all of them.
+        ways: the project's further settings, by the name of each way.
+        compiled: whether all are.
+    """
+
+    def __init__(
+        self,
+        here: Here,
+        batch_size: int,
+        ways: Mapping[str, Mapping[str, Any]],
+        compiled: bool = False,
+    ) -> None:
+        self.here = here
+        self.settings = {
+            "batch_size": batch_size, "precision": "bf16-mixed", "channels_last": True,
+            "compile": compiled, "stem": "cifar" if here.device == "cuda" else "imagenet",
+        }  # fmt: skip
+        self.ways = ways
+        self.title = f"batch {batch_size}, bf16, channels-last" + (", compiled" if compiled else "")
+        self.peak, self.operations = matrix_peak(here.device), operations_per_image()
+        # By turn: a ratio is of two medians of one turn, since clocks and temperatures drift.
+        self.by_turn: dict[str, list[list[float]]] = {}
+
+    def run(self, turn: int) -> None:
+        """Measure all once more, and say what has come out so far."""
+        self._found("bare loop", _bare_rates(self.here, self.settings))
+        for name, more in self.ways.items():
+            measured = _project_rates(self.here, turn, {**self.settings, **more})
+            self._found(name, measured.rates)
+            self.here.found.say(f"{self.title}: {name}, an epoch", measured.parts)
+            over = "bare loop" if "deterministic" not in more else "cifar_dist"
+            mine, its = (map(statistics.median, self.by_turn[each]) for each in (name, over))
+            ratios = [a / b for a, b in zip(mine, its, strict=True)]
+            key = f"{self.title}: {name} over {over}"
+            said = f"{cell(ratios, '.3f')} of {len(ratios)} turns"
+            self.here.found.say(key, said, **{key: ratios})
+
+    def _found(self, name: str, rates: list[float]) -> None:
+        self.by_turn.setdefault(name, []).append(rates)
+        gc.collect()
+        every = [rate for epochs in self.by_turn[name] for rate in epochs]
+        share = statistics.median(every) * self.operations / self.peak
+        said = f"{cell(every)} images/s of {len(every)} epochs"
+        if self.here.device == "cuda":
+            said += f", {share:.3f} of the matrix peak"
+        key = f"{self.title}: {name}"
+        figures = {"by_turn": self.by_turn[name], "share_of_peak": share}
+        self.here.found.say(key, said, **{key: figures})
 
 
 def operations_per_image() -> float:
@@ -153,20 +176,27 @@ def _bare_rates(here: Here, settings: Mapping[str, Any]) -> list[float]:
     return loop(here.folder("rates"), RATE_EPOCHS[here.device], chosen)[1:]
 
 
-def _project_rates(
-    here: Here, turn: int, settings: Mapping[str, Any], deterministic: bool
-) -> list[float]:
+class Measured(NamedTuple):
+    """What a run of the project gave."""
+
+    rates: list[float]
+    """Images a second by epoch, without the first."""
+    parts: str
+    """What an epoch's seconds went to."""
+
+
+def _project_rates(here: Here, turn: int, settings: Mapping[str, Any]) -> Measured:
     from benchmarks.waits import callback_added
 
     clock = _epoch_clock(here.device)
     epochs = RATE_EPOCHS[here.device]
-    name = "-".join(map(str, [*settings.values(), deterministic, turn]))
-    shared = {"max_epochs": epochs, "checkpoint_every": epochs, "deterministic": deterministic}
+    name = "-".join(map(str, [*settings.values(), turn]))
+    shared = {"max_epochs": epochs, "checkpoint_every": epochs, "deterministic": False}
     with callback_added(clock):
-        outcome = here.fitted(name, "rates", {**settings, **shared}, test=False)
+        outcome = here.fitted(name, "rates", {**shared, **settings}, test=False)
     shutil.rmtree(here.runs / name)  # several GB over all turns
     images: int = outcome.history[0]["samples"]
-    return [images / seconds for seconds in clock.seconds[1:]]
+    return Measured([images / seconds for seconds in clock.seconds[1:]], clock.parts())
 
 
 def _epoch_clock(device: str) -> Any:
@@ -180,14 +210,31 @@ def _epoch_clock(device: str) -> Any:
         def __init__(self) -> None:
             self.seconds: list[float] = []
             self._began = 0.0
+            self._steps: list[float] = []
 
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
             synchronize(device)
             self._began = time.perf_counter()
+            self._steps = []
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *batch: Any) -> None:
+            self._steps.append(time.perf_counter())
 
         def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            self._queued = time.perf_counter()
             synchronize(device)
-            self.seconds.append(time.perf_counter() - self._began)
+            self._ended = time.perf_counter()
+            self.seconds.append(self._ended - self._began)
+
+        def parts(self) -> str:
+            """Say what the last epoch's seconds went to."""
+            steps = [1000 * (b - a) for a, b in itertools.pairwise(self._steps)]
+            first = 1000 * (self._steps[0] - self._began)
+            waited = 1000 * (self._ended - self._queued)
+            return (
+                f"{first:.0f} ms to the first step; {cell(steps, '.1f')} ms for the host to queue "
+                f"a step; {waited:.0f} ms for the device after the last"
+            )
 
     return EpochClock()
 

@@ -138,6 +138,9 @@ class TrainConfig(Resolved):
     them in full float32."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    cuda_graphs: bool = False
+    """Replay the network's passes over full batches from CUDA graphs: on a GPU that waits for its
+    host a step takes as long as its kernels."""
     channels_last: bool = False
     """Keep images and weights in channels-last memory order."""
     data_on_device: Literal["auto", "on", "off"] = "auto"

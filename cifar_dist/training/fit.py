@@ -37,6 +37,7 @@ from cifar_dist.training.callbacks import AverageBatchNorm, KeepPredictions, Ste
 from cifar_dist.training.checkpointing import RunCheckpointer
 from cifar_dist.training.checkpoints import Checkpoints
 from cifar_dist.training.environment import environment
+from cifar_dist.training.graphs import ReplayGraphs
 from cifar_dist.training.history import MetricsHistory, Report
 from cifar_dist.training.lightning_steps import NoProfiler
 from cifar_dist.training.memory import freed_memory_kept
@@ -204,6 +205,8 @@ def _chosen_callbacks(
         callbacks.append(StopOnNonFinite(run, writer))
     if config.ema:  # after `SkipNonFinite`, which undoes a step's statistics
         callbacks.append(AverageWeights(config.ema))
+    if config.cuda_graphs:
+        callbacks.append(ReplayGraphs())
     if distributed and not config.sync_batchnorm:  # else they are the same on all ranks
         callbacks.append(AverageBatchNorm())
     return callbacks

@@ -182,10 +182,10 @@ def test_past_the_deadline_no_part_is_started(tmp_path: Path) -> None:
     assert results["second"].reason == "no time left, it takes 60 s"
 
 
-def test_the_limits_of_all_parts_fit_into_the_campaign() -> None:
+def test_no_part_may_take_the_whole_campaign_and_each_is_known() -> None:
     from benchmarks.gpu_parts import RUNS
 
-    assert sum(part.limit_s for part in PARTS) <= MINUTES * 60
+    assert max(part.limit_s for part in PARTS) <= MINUTES * 60 / 4
     assert [part.name for part in PARTS if part.name not in RUNS] == []
 
 
