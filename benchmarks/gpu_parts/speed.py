@@ -44,7 +44,7 @@ def waits(here: Here) -> None:
             with callback_added(watch):
                 try:
                     here.fitted(f"{subject.replace(' ', '-')}-{mode}", "few",
-                                {**settings, "max_epochs": 1})  # fmt: skip
+                                {**settings, "max_epochs": 2})  # fmt: skip
                 except RuntimeError as error:
                     if mode == "warn" or "synchronizing" not in str(error):
                         raise

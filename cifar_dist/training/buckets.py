@@ -26,8 +26,8 @@ def fix_buckets(ddp: DistributedDataParallel) -> None:
     """
     module = ddp.module
 
-    def over_the_weights() -> Tensor:
-        total = torch.zeros((), device=next(module.parameters()).device)
+    def over_the_weights(start: Tensor) -> Tensor:
+        total = start
         for weight in module.parameters():
             if weight.requires_grad:
                 total = total + weight.reshape(-1)[0] * 0.0
@@ -37,7 +37,8 @@ def fix_buckets(ddp: DistributedDataParallel) -> None:
     try:
         # Through DDP's own forward: it is there that DDP prepares to see gradients become ready,
         # and there, at the next call, that it builds its buckets from the order that it saw.
-        ddp().backward()
+        # On a GPU it raises where it is given nothing to move there.
+        ddp(torch.zeros((), device=next(module.parameters()).device)).backward()
     finally:
         del module.forward
     for weight in module.parameters():

@@ -93,7 +93,11 @@ class Snapshot:
             stream.wait_event(self._taken)
             with torch.cuda.stream(stream):
                 content = _mapped(self._content, _fetched)
-            stream.synchronize()
+                arrived = torch.cuda.Event()
+                arrived.record()
+            # Not `stream.synchronize`, which torch's debug mode for waits in training steps counts,
+            # whatever the thread.
+            arrived.synchronize()
         # Released before the file is made: the copy takes device memory that training may need.
         self._content = None
         return content

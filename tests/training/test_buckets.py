@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cifar_dist.data.datamodule import Batch
 from cifar_dist.training.buckets import fix_buckets
 
 
@@ -86,3 +87,31 @@ def test_nothing_else_is_touched() -> None:
     untouched(images).sum().backward()
     for mine, its in zip(ddp.parameters(), untouched.parameters(), strict=True):
         assert torch.equal(mine.grad, its.grad)
+
+
+@pytest.mark.usefixtures("_alone_in_a_group")
+def test_buckets_are_laid_out_where_ddp_moves_inputs_to_its_device() -> None:
+    # As it does for a GPU, and there only.
+    ddp = wrapped()
+    ddp.device_type, ddp.device_ids = "cpu", [0]
+    fix_buckets(ddp)
+    first, *later = layouts(ddp, 3)
+    assert later == [first, first]
+
+
+@pytest.mark.usefixtures("_alone_in_a_group")
+def test_a_batch_survives_the_move_to_ddp_s_device() -> None:
+    batches = []
+
+    class Taking(nn.Linear):
+        def forward(self, batch: Batch) -> torch.Tensor:
+            batches.append(batch)
+            return super().forward(batch.images)
+
+    ddp = DistributedDataParallel(Taking(3, 3))
+    ddp.device_type, ddp.device_ids = "cpu", [0]
+    for draws in ((), (torch.zeros(3, 2), torch.zeros(0, 2))):  # validation and training
+        ddp(Batch(torch.ones(2, 3), torch.zeros(2), 4, draws)).sum().backward()
+    validated, trained = batches
+    assert (type(trained), trained.global_size, validated.draws) == (Batch, 4, ())
+    assert [each.shape for each in trained.draws] == [(3, 2), (0, 2)]
