@@ -36,6 +36,7 @@ def tests(here: Here) -> None:
     several = ["-n", "6"] if importlib.util.find_spec("xdist") and here.device == "cuda" else []
     words = [
         sys.executable, "-m", "pytest", "-v", "-rsfE", "-m", "gpu", "-o", "addopts=", *several,
+        "-p", "benchmarks.gpu_parts.failures",
         "-p", "no:cacheprovider", "--continue-on-collection-errors", "--durations", "8",
         "--basetemp", str(here.work / "pytest"), *map(str, files),
     ]  # fmt: skip

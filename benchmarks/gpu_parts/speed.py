@@ -74,7 +74,7 @@ def waits(here: Here) -> None:
 def rates(here: Here) -> None:
     """Measure the project beside a bare loop, with CUDA graphs, and with determinism, in turn."""
     large, small = (512, 128) if here.device == "cuda" else (32, 16)
-    graphs = {"cifar_dist, CUDA graphs": {"cuda_graphs": True}} if here.device == "cuda" else {}
+    graphs = {"cifar_dist, CUDA graphs": {"cuda_graphs": "on"}} if here.device == "cuda" else {}
     ways = {"cifar_dist": {}, **graphs}
     determined = {"cifar_dist, deterministic": {"deterministic": True}}
     comparisons = [

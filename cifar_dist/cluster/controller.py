@@ -12,6 +12,9 @@ from ray.train import UserCallback, WorkerGroupError
 
 from cifar_dist.events import WorkersLost
 
+OF_A_NEIGHBOUR = ("gloo", "NCCL", "Connection", "Broken pipe")
+"""In what a worker raises because another one is gone."""
+
 # A global, since Ray reaches a worker only by calling a function in its process: whatever object
 # trained there is out of reach.
 _ended_well = False
@@ -68,7 +71,13 @@ def summarize_failure(error: BaseException, died: type[BaseException]) -> str:
     failures = error.worker_failures
     # A worker that dies breaks the others' connections, which then raise.
     dead = [rank for rank, failure in failures.items() if isinstance(failure, died)]
-    return f"process of {name_workers(dead)} died" if dead else f"{name_workers(failures)} raised"
+    if dead:
+        return f"process of {name_workers(dead)} died"
+    # The last line of a traceback is the error itself.
+    causes = [str(failures[rank]).strip().rpartition("\n")[2].strip() for rank in sorted(failures)]
+    # What a worker raises whose neighbour has gone comes second.
+    first = min(causes, key=lambda cause: any(each in cause for each in OF_A_NEIGHBOUR))
+    return f"{name_workers(failures)} raised {first}".strip()
 
 
 def describe_failure(error: BaseException) -> str:

@@ -112,20 +112,20 @@ def _check_gpus(config: TrainConfig) -> None:
         raise UserError("--precision 16-mixed: needs --use-gpu; on CPU choose 32 or bf16-mixed")
     if config.data_on_device == "on" and not config.use_gpu:
         raise UserError("--data-on-device on: needs --use-gpu; omit it")
-    if config.cuda_graphs:
+    if config.cuda_graphs == "on":
         _check_cuda_graphs(config)
 
 
 def _check_cuda_graphs(config: TrainConfig) -> None:
     if not config.use_gpu:
-        raise UserError("--cuda-graphs: needs --use-gpu; omit it")
+        raise UserError("--cuda-graphs on: needs --use-gpu; omit it")
     for name, why in (
         ("compile", "the compiled network has its own kernels"),
         ("sync_batchnorm", "its workers communicate within a pass"),
     ):
         if getattr(config, name):
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"--cuda-graphs: contradicts {flag}, {why}; omit one of them")
+            raise UserError(f"--cuda-graphs on: contradicts {flag}, {why}; omit one of them")
 
 
 def _check_augmentation(config: TrainConfig) -> None:

@@ -19,6 +19,7 @@ _CIFAR: dict[str, Any] = {
     "label_smoothing": 0.1,
     "precision": "bf16-mixed",
     "channels_last": True,
+    "cuda_graphs": "auto",
 }
 # The common part of fast recipes for such networks. Batch, highest rate, cutout, weight decay are
 # those of Page's cifar10-fast (myrtle.ai, How to Train Your ResNet), reflect padding and a rise

@@ -138,9 +138,10 @@ class TrainConfig(Resolved):
     them in full float32."""
     compile: bool = False
     """Compile the network with torch.compile."""
-    cuda_graphs: bool = False
-    """Replay the network's passes over full batches from CUDA graphs: on a GPU that waits for its
-    host a step takes as long as its kernels."""
+    cuda_graphs: Literal["auto", "on", "off"] = "off"
+    """Replay the network's passes over full batches from CUDA graphs, for a GPU that waits for its
+    host; auto does in one worker on a GPU, with neither --compile nor --sync-batchnorm. The bits
+    are the same."""
     channels_last: bool = False
     """Keep images and weights in channels-last memory order."""
     data_on_device: Literal["auto", "on", "off"] = "auto"
@@ -241,6 +242,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         # The same data may lie elsewhere: a resumed run compares their fingerprint instead.
         "data_dir",
         "data_on_device",
+        "cuda_graphs",
         # More epochs continue a run. A schedule that spans the run refuses them when it is resumed
         # (`Schedule.needs_horizon`).
         "max_epochs",

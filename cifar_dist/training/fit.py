@@ -205,11 +205,18 @@ def _chosen_callbacks(
         callbacks.append(StopOnNonFinite(run, writer))
     if config.ema:  # after `SkipNonFinite`, which undoes a step's statistics
         callbacks.append(AverageWeights(config.ema))
-    if config.cuda_graphs:
+    if _replays_graphs(config, distributed):
         callbacks.append(ReplayGraphs())
     if distributed and not config.sync_batchnorm:  # else they are the same on all ranks
         callbacks.append(AverageBatchNorm())
     return callbacks
+
+
+def _replays_graphs(config: TrainConfig, distributed: bool) -> bool:
+    if config.cuda_graphs != "auto":
+        return config.cuda_graphs == "on"
+    # Not in several workers: DDP could exchange no gradient before the last one is there.
+    return config.use_gpu and not (config.compile or config.sync_batchnorm or distributed)
 
 
 def _trainer(

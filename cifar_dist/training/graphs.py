@@ -43,7 +43,7 @@ class ReplayGraphs(Callback):
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(
-                    f"--cuda-graphs: the network cannot be captured, {reason}; omit it"
+                    f"--cuda-graphs: the network cannot be captured, {reason}; use off"
                 ) from error
         replay_full_batches(network, graphed, images.shape)
 
@@ -105,6 +105,12 @@ def _left_as_it_was(network: nn.Module, device: torch.device) -> Iterator[None]:
     generator = torch.cuda.get_rng_state(device)
     try:
         yield
+    except BaseException:
+        # A capture that breaks off leaves the generator as it is within one: its numbers would no
+        # longer depend on its seed.
+        fresh = torch.Generator(device).graphsafe_get_state()
+        torch.cuda.default_generators[device.index or 0].graphsafe_set_state(fresh)
+        raise
     finally:
         with torch.no_grad():
             for buffer, before in statistics:

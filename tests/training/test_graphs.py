@@ -10,6 +10,7 @@ import torch
 
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import UserError
+from cifar_dist.training.fit import _replays_graphs
 from cifar_dist.training.graphs import replay_full_batches
 from tests.training.small import Small, TrainFew, same, small_network
 
@@ -17,14 +18,32 @@ from tests.training.small import Small, TrainFew, same, small_network
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "--cuda-graphs: needs --use-gpu; omit it"),
+        ({}, "--cuda-graphs on: needs --use-gpu; omit it"),
         ({"use_gpu": True, "compile": True}, "contradicts --compile"),
         ({"use_gpu": True, "sync_batchnorm": True}, "contradicts --sync-batchnorm"),
     ],
 )
 def test_what_cannot_be_captured_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TrainConfig(cuda_graphs=True, **settings)
+        TrainConfig(cuda_graphs="on", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "distributed", "expected"),
+    [
+        ({"use_gpu": True}, False, True),
+        ({"use_gpu": True}, True, False),
+        ({"use_gpu": True, "compile": True}, False, False),
+        ({"use_gpu": True, "sync_batchnorm": True}, False, False),
+        ({}, False, False),
+    ],
+)
+def test_by_itself_it_is_used_where_it_can_be(
+    settings: dict[str, Any], distributed: bool, expected: bool
+) -> None:
+    config = TrainConfig(cuda_graphs="auto", **settings)
+    assert _replays_graphs(config, distributed) is expected
+    assert not _replays_graphs(config.replace(cuda_graphs="off"), distributed)
 
 
 def test_only_full_training_batches_are_replayed() -> None:
@@ -60,7 +79,7 @@ class TestOnGpu:
         # 144 images in batches of 32: each epoch ends with a smaller one.
         shared = {"use_gpu": True, "batch_size": 32, "ema": 0.9, **settings}
         plain = train_few(tmp_path, "plain", **shared)
-        graphed = train_few(tmp_path, "graphed", cuda_graphs=True, **shared)
+        graphed = train_few(tmp_path, "graphed", cuda_graphs="on", **shared)
         same(graphed, plain)
 
     def test_dropout_draws_the_same_numbers(self, train_few: TrainFew, tmp_path: Path) -> None:
@@ -70,7 +89,7 @@ class TestOnGpu:
 
         with small_network(Dropping):
             plain = train_few(tmp_path, "plain", use_gpu=True)
-            graphed = train_few(tmp_path, "graphed", use_gpu=True, cuda_graphs=True)
+            graphed = train_few(tmp_path, "graphed", use_gpu=True, cuda_graphs="on")
         same(graphed, plain)
 
     def test_a_network_that_reads_from_the_device_is_refused(
@@ -81,4 +100,9 @@ class TestOnGpu:
                 return hidden * float(hidden.mean() > -1e9)
 
         with small_network(Reading), pytest.raises(UserError, match="cannot be captured"):
-            train_few(tmp_path, "reading", use_gpu=True, cuda_graphs=True)
+            train_few(tmp_path, "reading", use_gpu=True, cuda_graphs="on")
+        # The process is of use afterwards.
+        torch.cuda.manual_seed(5)
+        first = torch.rand(2, device="cuda").tolist()
+        torch.cuda.manual_seed(5)
+        assert torch.rand(2, device="cuda").tolist() == first
