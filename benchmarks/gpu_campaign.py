@@ -74,6 +74,8 @@ PARTS = (
     Part("compiled", 100, needs=TRAINS, programs=(("cc", "gcc", "clang"),)),
     Part("trials", 90, needs=RAY),
     Part("nccl", 30, needs=TRAINS),
+    Part("checkpoints", 30, needs=TRAINS),
+    Part("profile", 90, needs=TRAINS, programs=(("cc", "gcc", "clang"),)),
 )
 
 

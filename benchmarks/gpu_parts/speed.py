@@ -99,6 +99,14 @@ def compiled(here: Here) -> None:
         comparison.run(turn)
 
 
+def settings_of(here: Here, batch_size: int) -> dict[str, Any]:
+    """Return the settings of what is measured: bf16, channels-last, the stem for small images."""
+    stem = "cifar" if here.device == "cuda" else "imagenet"
+    return {
+        "batch_size": batch_size, "precision": "bf16-mixed", "channels_last": True, "stem": stem,
+    }  # fmt: skip
+
+
 class Comparison:
     """A bare loop and the project in some ways, at one batch size, in turn.
 
@@ -117,10 +125,7 @@ class Comparison:
         compiled: bool = False,
     ) -> None:
         self.here = here
-        self.settings = {
-            "batch_size": batch_size, "precision": "bf16-mixed", "channels_last": True,
-            "compile": compiled, "stem": "cifar" if here.device == "cuda" else "imagenet",
-        }  # fmt: skip
+        self.settings = {**settings_of(here, batch_size), "compile": compiled}
         self.ways = ways
         self.title = f"batch {batch_size}, bf16, channels-last" + (", compiled" if compiled else "")
         self.peak, self.operations = matrix_peak(here.device), operations_per_image()
@@ -188,7 +193,7 @@ class Measured(NamedTuple):
 def _project_rates(here: Here, turn: int, settings: Mapping[str, Any]) -> Measured:
     from benchmarks.waits import callback_added
 
-    clock = _epoch_clock(here.device)
+    clock = epoch_clock(here.device)
     epochs = RATE_EPOCHS[here.device]
     name = "-".join(map(str, [*settings.values(), turn]))
     shared = {"max_epochs": epochs, "checkpoint_every": epochs, "deterministic": False}
@@ -199,7 +204,7 @@ def _project_rates(here: Here, turn: int, settings: Mapping[str, Any]) -> Measur
     return Measured([images / seconds for seconds in clock.seconds[1:]], clock.parts())
 
 
-def _epoch_clock(device: str) -> Any:
+def epoch_clock(device: str) -> Any:
     """Return a callback that times an epoch's training, to the end of what was queued.
 
     The project's own column reads its clock without asking what the device has still to do.
