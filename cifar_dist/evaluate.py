@@ -81,9 +81,11 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
     from cifar_dist.data.cache import prepare
     from cifar_dist.data.datasets import find_source
 
-    dataset = prepare(trained.dataset, find_source(trained.dataset, str(trained.data_dir)))
     run = run_of(config)
-    if run and run.started_with_fingerprint() not in (None, dataset.fingerprint):
+    started_with = run.started_with_fingerprint() if run else None
+    source = find_source(trained.dataset, str(trained.data_dir))
+    dataset = prepare(trained.dataset, source, started_with, listener)
+    if started_with not in (None, dataset.fingerprint):
         raise UserError(
             f"--data-dir {trained.data_dir}: holds other data than the run was trained on; name "
             "the folder that it was trained on"

@@ -105,9 +105,10 @@ def _run(
     check_image_side(config, source.image_side())
 
     def begin(where: str) -> CachedDataset:
-        dataset = prepare(config.dataset, source)
+        started_with = run.started_with_fingerprint()
+        dataset = prepare(config.dataset, source, started_with, listener)
         dataset.check_batches(config.batch_size, max(config.max_workers, 1))
-        if run.started_with_fingerprint() not in (None, dataset.fingerprint):
+        if started_with not in (None, dataset.fingerprint):
             raise UserError(
                 f"--data-dir {config.data_dir}: holds other data than the run was started with; "
                 "name the folder that it was started with"

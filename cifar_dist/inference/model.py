@@ -113,5 +113,5 @@ def model_of(
         about = DatasetInfo(**{**known, **lists})
     else:
         source = find_source(trained.dataset, str(trained.data_dir))
-        about = prepare(trained.dataset, source).about
+        about = prepare(trained.dataset, source, listener=listener).about
     return load_trained(file, read_weights(file), trained, about), about

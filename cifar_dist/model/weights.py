@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_dist.errors import UserError, first_line
-from cifar_dist.storage import StorePath, at
+from cifar_dist.storage import StorePath, at, on_disk, user_cache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,9 +110,13 @@ def _unreadable(file: str | Path, error: Exception) -> UserError:
 
 
 def imagenet_folder() -> Path:
-    """Return where torchvision keeps downloaded weights on this node, without loading torch."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    home = Path(os.environ.get("TORCH_HOME") or Path(cache) / "torch").expanduser()
+    """Return where torchvision keeps downloaded weights on this node, without loading torch.
+
+    Raises:
+        UserError: there is no home directory.
+    """
+    given = os.environ.get("TORCH_HOME")
+    home = on_disk(given) if given else user_cache("TORCH_HOME") / "torch"
     return home / "hub" / "checkpoints"
 
 
