@@ -75,9 +75,9 @@ def export(config: ExportConfig, listener: Listener = ignore) -> Exported:
     )
     largest = float(np.abs(ours - theirs).max())
     same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
-    source = weights_file(config)
+    weights = weights_file(config)
     # Not `with_suffix`, which a path in an object store lacks.
-    default = source.with_name(source.name.rpartition(".")[0] + SUFFIXES[config.format])
+    default = weights.with_name(weights.name.rpartition(".")[0] + SUFFIXES[config.format])
     file = at(config.output) if config.output else default
     # This way round, since every comparison with NaN is false and such a file must not be kept.
     if not largest <= TOLERANCE:
