@@ -51,12 +51,14 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     try:
         # As bytes, since the file may be in an object store, which torch cannot open.
         content = path.read_bytes()
-        if path.name.endswith(".safetensors"):
+        # By the file's beginning, too: a size, and JSON, as no torch file begins.
+        if path.name.endswith(".safetensors") or content[8:9] == b"{":
             values: Any = load(content)
         elif is_damaged(content):
             raise EOFError("its bytes do not give the checksum that it was saved with")
         else:
-            values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_numbers()):
+                values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:
         raise _unreadable(file, error) from None
     except pickle.UnpicklingError:
@@ -75,6 +77,19 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
                 f"{value.numel():,} values; use weights from before that"
             )
     return found
+
+
+def _numbers() -> list[Any]:
+    """Return what NumPy's numbers are read with, which scripts save beside weights as accuracies.
+
+    None of it runs code of the file's.
+    """
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
+    # By the name that it had before NumPy 2, too.
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
 
 
 def _state_dict(values: Any) -> dict[str, Tensor] | None:

@@ -576,3 +576,15 @@ def test_the_folder_holds_something_else(tmp_path: Path, files: list | None, sai
     assert refused(folder).endswith(f"name the folder that does with --data-dir ({said})") or (
         files is not None and len(files) > 6 and said in refused(folder)
     )
+
+
+def test_the_network_is_down_and_the_folder_holds_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/nobody-listens")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"^no CIFAR-10 in .*the download failed") as raised:
+        find_source("cifar10", tmp_path)
+    assert str(raised.value).endswith("name their folder with --data-dir (it holds notes.txt)")

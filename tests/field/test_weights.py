@@ -91,6 +91,7 @@ def assert_saved(found: dict[str, Tensor]) -> None:
         lambda state: {"net": state, "acc": 95.5, "epoch": 199},
         lambda state: {"model_state_dict": state, "loss": torch.tensor(0.1)},
         lambda state: {"model": {"state_dict": state}},
+        lambda state: {"state_dict": state, "best": np.float64(0.9), "epoch": np.int64(3)},
     ],
 )
 def test_a_training_script_saved_more_than_the_weights(wrap: Callable, tmp_path: Path) -> None:
@@ -140,6 +141,19 @@ def test_weights_of_an_old_torch_have_no_counters(name: str, tmp_path: Path) -> 
     found, _ = taken(without(saved(), "num_batches_tracked"), tmp_path, name)
     assert found.keys() == saved().keys()
     Tiny(10).load_state_dict(found)
+
+
+def test_safetensors_have_the_name_of_a_torch_file(tmp_path: Path) -> None:
+    save_file(saved(), tmp_path / "weights.pth")
+    assert_saved(network_weights(str(tmp_path / "weights.pth"), "resnet34", "imagenet"))
+
+
+def test_weights_were_averaged_by_torch(tmp_path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(Tiny(10))
+    averaged.module.load_state_dict(saved())
+    found, said = taken(averaged.state_dict(), tmp_path)
+    assert_saved(found)
+    assert said.endswith("omitted module. from names, ignored n_averaged")
 
 
 def test_weights_are_a_folder_of_the_hub(tmp_path: Path) -> None:
