@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import resource
 import shutil
@@ -36,11 +37,12 @@ from cifar_dist.data.datasets.official import Official
 from cifar_dist.errors import UserError
 from cifar_dist.evaluate import evaluate
 from cifar_dist.events import Event, Warned
-from cifar_dist.registry import DATASETS, DatasetTraits, with_traits
+from cifar_dist.registry import DATASETS, NETWORKS, DatasetTraits, with_traits
 from cifar_dist.train import train
 from tests.conftest import ROOT, run_command, write_parquet
 from tests.data.datasets.test_cifar10 import SmallArchive
 from tests.registering import register
+from tests.runs.test_older_versions import TinyNetwork
 
 TRAIN = "train-00000-of-00001.parquet"
 TEST = "test-00000-of-00001.parquet"
@@ -316,6 +318,7 @@ class AsBefore(Official):
 def test_a_run_of_an_earlier_version_is_resumed_on_its_folder(
     small: SmallArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str
 ) -> None:
+    register(monkeypatch, NETWORKS, "resnet18", TinyNetwork)
     folder = unpacked(small, tmp_path / "data")
     if now == "the same folder":  # whose .DS_Store was part of the fingerprint
         (folder / ARCHIVE.folder / ".DS_Store").write_bytes(b"positions of icons")
@@ -509,7 +512,20 @@ def test_the_data_itself_is_given_as_its_folder(
     assert (found.original_images, found.test_images) == (60, 12)
 
 
-def hub(folder: Path, train_file: str, test_file: str, **cells) -> Path:
+@pytest.mark.parametrize("name", ["cifar-10-python.tar", "cifar-10-python (1).tar.gz"])
+def test_a_browser_unzipped_or_renamed_the_archive(
+    small: SmallArchive, tmp_path: Path, name: str
+) -> None:
+    before = prepare("cifar10", find_source("cifar10", small.archive.parent))
+    (folder := tmp_path / "Downloads").mkdir()
+    content = small.archive.read_bytes()
+    (folder / name).write_bytes(gzip.decompress(content) if name.endswith(".tar") else content)
+    assert prepare("cifar10", find_source("cifar10", folder)) == before
+    (folder / name).write_bytes(content[:5000])
+    assert f"{name}: has MD5" in refused(folder)
+
+
+def hub(folder: Path, train_file: str, test_file: str) -> Path:
     for seed, (name, count) in enumerate(((train_file, 12), (test_file, 5))):
         write_parquet(folder / name, random_images(seed, count), np.arange(count) % 10)
     return folder

@@ -12,6 +12,7 @@ import pickle
 import socket
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SIDE = 32
 """Height and width of every image, in pixels."""
 DOWNLOAD_TIMEOUT_S = 10
+_PACKED = (".tar", ".tar.gz", ".tgz")
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,18 @@ class Archive:
 
         The folder may also be the unpacked one itself, or the archive.
         """
-        packed, unpacked = folder / self.name, folder / self.folder
         if folder.is_file():
-            return (
-                Official(folder, self) if ".tar" in folder.name or folder.suffix == ".tgz" else None
-            )
+            return Official(folder, self) if folder.name.endswith(_PACKED) else None
+        # Under its own name, else as a browser names what it unzips or a second copy.
+        others = sorted(folder.glob(f"{self.name.partition('.')[0]}*"))
+        there = [folder / self.name, *(file for file in others if file.name.endswith(_PACKED))]
+        packed = next((file for file in there if file.is_file()), None)
+        unpacked = folder / self.folder
         # Half an unpacked folder is of no use where the archive lies beside it.
-        if unpacked.is_dir() and (
-            self._files_in(unpacked) == len(self.files) or not packed.exists()
-        ):
+        whole = self._files_in(unpacked) == len(self.files)
+        if unpacked.is_dir() and (whole or packed is None):
             return Official(unpacked, self)
-        if packed.exists():
+        if packed is not None:
             return Official(packed, self)
         return Official(folder, self) if self._files_in(folder) else None
 
@@ -142,11 +145,23 @@ class Official:
     archive: Archive
 
     def check(self) -> None:
-        if not self.path.is_dir():
-            self._check_md5(self.path, self.archive.md5)
+        if self.path.is_dir():
+            for name, md5 in self.archive.files.items():
+                self._check_md5(self.path / name, md5)
             return
-        for name, md5 in self.archive.files.items():
-            self._check_md5(self.path / name, md5)
+        try:
+            self._check_md5(self.path, self.archive.md5)
+        except UserError:
+            if not self._is_packed_anew():
+                raise
+
+    def _is_packed_anew(self) -> bool:
+        """Return whether an archive has other bytes, but the same files in it."""
+        try:
+            inside = {name: hashlib.md5(content).hexdigest() for name, content in self._unpacked()}
+        except (OSError, EOFError, tarfile.TarError, zlib.error):
+            return False
+        return self.archive.files.items() <= inside.items()
 
     def _check_md5(self, file: Path, expected: str) -> None:
         again = f"delete {self.path} and it is downloaded again"
