@@ -10,6 +10,7 @@ from cifar_dist.config.model import ModelConfig
 from cifar_dist.config.train import TrainConfig, make_config
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, Warned, ignore
+from cifar_dist.model.weights import in_folder
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import AnyPath, at
 
@@ -45,6 +46,8 @@ def weights_file(config: ModelConfig) -> AnyPath:
         if file.is_file():
             return file
         raise UserError(f"{config.model}: the run has not done an epoch yet; train it first")
+    if file.is_dir() and (found := in_folder(file)) is not None:
+        return found
     if file.is_file() and file.name.endswith(WEIGHTS):
         return file
     wanted = f"give a run's directory, e.g. runs/first, or weights ({', '.join(WEIGHTS)})"

@@ -121,13 +121,17 @@ def file_of(file: str | Path) -> AnyPath:
     path = at(file)
     if not path.is_dir():
         return path
-    for name in _IN_FOLDERS:
-        if (path / name).is_file():
-            return path / name
+    if (found := in_folder(path)) is not None:
+        return found
     raise UserError(
         f"--weights {file}: the folder holds neither {' nor '.join(_IN_FOLDERS)}; name a file, or "
         "a run that has done an epoch"
     )
+
+
+def in_folder(folder: AnyPath) -> AnyPath | None:
+    """Return the file of weights in a folder, a run's or one of the Hub's; None without one."""
+    return next((folder / name for name in _IN_FOLDERS if (folder / name).is_file()), None)
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:

@@ -20,6 +20,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.evaluate import evaluate
 from cifar_dist.events import Event, Warned
 from cifar_dist.export import export
+from cifar_dist.inference.lookup import weights_file
 from cifar_dist.model.networks import (
     check_network,
     check_starting_weights,
@@ -159,6 +160,7 @@ def test_weights_were_averaged_by_torch(tmp_path: Path) -> None:
 def test_weights_are_a_folder_of_the_hub(tmp_path: Path) -> None:
     torch.save(saved(), tmp_path / "pytorch_model.bin")
     assert_saved(network_weights(str(tmp_path), "resnet34", "imagenet"))
+    assert weights_file(EvaluateConfig(model=str(tmp_path))) == tmp_path / "pytorch_model.bin"
     check_network(TrainConfig(network="resnet34", weights=str(tmp_path)))
     (tmp_path / "pytorch_model.bin").rename(tmp_path / "other.bin")
     with pytest.raises(UserError, match="the folder holds neither model"):
