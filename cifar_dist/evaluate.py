@@ -81,9 +81,11 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
     from cifar_dist.data.cache import prepare
     from cifar_dist.data.datasets import find_source
 
-    dataset = prepare(trained.dataset, find_source(trained.dataset, str(trained.data_dir)))
     run = run_of(config)
-    if run and run.started_with_fingerprint() not in (None, dataset.fingerprint):
+    started_with = run.started_with_fingerprint() if run else None
+    source = find_source(trained.dataset, str(trained.data_dir))
+    dataset = prepare(trained.dataset, source, started_with, listener)
+    if started_with not in (None, dataset.fingerprint):
         raise UserError(
             f"--data-dir {trained.data_dir}: holds other data than the run was trained on; name "
             "the folder that it was trained on"
@@ -98,7 +100,9 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
 
     images, members = dataset.part(config.split)
     scores = score(logits, images.labels[members], dataset.classes)
-    folder = at(config.output) if config.output else run.path if run else None
+    # A run's folder keeps the evaluation of the run's result, not of one of its checkpoints.
+    of_run = run.path if run and file == run.model_file else None
+    folder = at(config.output) if config.output else of_run
     evaluated = Evaluated(file, dataset.name, config.split, scores, folder)
     if folder:
         _write(folder, evaluated)
@@ -110,13 +114,13 @@ def evaluate(config: EvaluateConfig, listener: Listener = ignore) -> Evaluated:
 def _logits(
     config: EvaluateConfig, trained: TrainConfig, dataset: CachedDataset, listener: Listener
 ) -> NDArray[np.float32]:
-    from cifar_dist.model.weights import read_weights
+    from cifar_dist.model.networks import network_weights
 
     where = str(weights_file(config))
+    weights = network_weights(where, trained.network, trained.stem, listener)
     if config.num_workers == 0:
         from cifar_dist.inference.sharded import split_logits
 
-        weights = read_weights(where)
         return split_logits(where, weights, trained, dataset, config.split, config.batch_size)
 
     from safetensors.torch import save
@@ -127,7 +131,7 @@ def _logits(
 
     # The weights go along as bytes: their file may lie on the driver's disk alone.
     work = Work(
-        trained, dataset.fingerprint, where, save(read_weights(where)), config.split,
+        trained, dataset.fingerprint, where, save(weights), config.split,
         config.batch_size,
     )  # fmt: skip
     with session(trained.verbose):

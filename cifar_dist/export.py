@@ -8,9 +8,10 @@ from cifar_dist.cli import parse_export, run_command
 from cifar_dist.config.model import ExportConfig
 from cifar_dist.config.train import with_absolute_paths
 from cifar_dist.errors import RunFailed
+from cifar_dist.events import Listener, ignore
 from cifar_dist.inference.lookup import trained_config, weights_file
 from cifar_dist.storage import AnyPath, at, write_atomically
-from cifar_dist.terminal.hints import shown
+from cifar_dist.terminal.hints import message_to_stderr, shown
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "safetensors": ".export.safetensors"}
 LOADING = {
@@ -39,8 +40,12 @@ class Exported:
     """Images for which both predict the same class."""
 
 
-def export(config: ExportConfig) -> Exported:
+def export(config: ExportConfig, listener: Listener = ignore) -> Exported:
     """Write a model to a file after comparing the file's logits with the model's own.
+
+    Args:
+        config: the model and the file.
+        listener: notified of what a person should know about the weights and the images.
 
     Raises:
         UserError: no such model, bad weights or data, or a format whose packages are missing.
@@ -56,9 +61,10 @@ def export(config: ExportConfig) -> Exported:
 
     # In float32 on the CPU, whatever the run used: bfloat16's rounding alone would exceed the
     # tolerance.
-    model, about = model_of(config, use_gpu=False, precision="32")
+    model, about = model_of(config, listener, use_gpu=False, precision="32")
     trained = with_absolute_paths(trained_config(config))
-    dataset = prepare(trained.dataset, find_source(trained.dataset, str(trained.data_dir)))
+    source = find_source(trained.dataset, str(trained.data_dir))
+    dataset = prepare(trained.dataset, source, listener=listener)
     content, loaded = exported(model, about, config.format)
 
     images, members = dataset.part("test")
@@ -69,9 +75,9 @@ def export(config: ExportConfig) -> Exported:
     )
     largest = float(np.abs(ours - theirs).max())
     same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
-    source = weights_file(config)
+    weights = weights_file(config)
     # Not `with_suffix`, which a path in an object store lacks.
-    default = source.with_name(source.name.rpartition(".")[0] + SUFFIXES[config.format])
+    default = weights.with_name(weights.name.rpartition(".")[0] + SUFFIXES[config.format])
     file = at(config.output) if config.output else default
     # This way round, since every comparison with NaN is false and such a file must not be kept.
     if not largest <= TOLERANCE:
@@ -85,7 +91,7 @@ def export(config: ExportConfig) -> Exported:
 def main(words: list[str]) -> None:
     """Parse, export, and print how the file compares with the model."""
     config = parse_export(words)
-    found = export(config)
+    found = export(config, message_to_stderr)
     print(
         f"{shown(found.file)}: on {found.images:,} test images the largest difference of a logit "
         f"is {found.largest_difference:.2g}; {found.same_class:,} of {found.images:,} get the same "

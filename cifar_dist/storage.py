@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,40 @@ def at(text: str | os.PathLike[str] | StorePath) -> AnyPath:
     text = os.fspath(text).removeprefix("file://")
     if "://" in text:
         return StorePath.parse(text)
-    return Path(text).expanduser().absolute()
+    return on_disk(text)
+
+
+def on_disk(text: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a file or folder on a disk; ``~`` is the home directory.
+
+    Raises:
+        UserError: there is no home directory.
+    """
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise UserError(
+            f"{text}: there is no home directory; set HOME, or name it in full"
+        ) from None
+
+
+def user_cache(variable: str) -> Path:
+    """Return the folder of the user's cached files, by ``$XDG_CACHE_HOME``, else in ``$HOME``.
+
+    Args:
+        variable: the environment variable that names another folder, for the message.
+
+    Raises:
+        UserError: there is no home directory.
+    """
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # HOME is unset and the user has no entry in the system's list
+        raise UserError(
+            f"HOME is not set, so there is no folder for cached files; set {variable} to one"
+        ) from None
 
 
 def delete_folder(folder: AnyPath) -> None:
@@ -242,7 +275,7 @@ def write_atomically(file: AnyPath, content: bytes) -> None:
             # copying.
             file.write_bytes(content)
         else:
-            _write_aside(file, content)
+            write_aside(file, [content])
     except OSError as error:
         raise RunFailed(
             f"{file}: cannot be written ({error.strerror}); what was saved before is intact; "
@@ -250,13 +283,19 @@ def write_atomically(file: AnyPath, content: bytes) -> None:
         ) from None
 
 
-def _write_aside(file: Path, content: bytes) -> None:
+def write_aside(file: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file of a disk from its parts, in order, so that it is there whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there before is intact.
+    """
     # In the same folder, since a rename is atomic only within a file system; and with a name of its
     # own, since two processes may write the same file.
     aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with aside.open("wb") as out:
-            out.write(content)
+            for part in parts:
+                out.write(part)
             out.flush()
             # Else a machine that loses power may keep the new name and lose the bytes.
             os.fsync(out.fileno())

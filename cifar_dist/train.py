@@ -16,7 +16,7 @@ from cifar_dist.cli import parse_train, run_command
 from cifar_dist.config.checks import check_image_side
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
-from cifar_dist.events import Listener, Order, Plan, RestartCounter, ignore
+from cifar_dist.events import Event, Listener, Order, Plan, RestartCounter, ignore
 from cifar_dist.model.networks import check_network, check_starting_weights
 from cifar_dist.registry import SCHEDULES, dataset_traits
 from cifar_dist.reports.attempt import leave_report
@@ -105,9 +105,10 @@ def _run(
     check_image_side(config, source.image_side())
 
     def begin(where: str) -> CachedDataset:
-        dataset = prepare(config.dataset, source)
+        started_with = run.started_with_fingerprint()
+        dataset = prepare(config.dataset, source, started_with, listener)
         dataset.check_batches(config.batch_size, max(config.max_workers, 1))
-        if run.started_with_fingerprint() not in (None, dataset.fingerprint):
+        if started_with not in (None, dataset.fingerprint):
             raise UserError(
                 f"--data-dir {config.data_dir}: holds other data than the run was started with; "
                 "name the folder that it was started with"
@@ -117,7 +118,7 @@ def _run(
         return dataset
 
     if config.max_workers == 0:
-        check_starting_weights(config)
+        check_starting_weights(config, listener)
         from cifar_dist.training.fit import fit
 
         dataset = begin("this process, without Ray")
@@ -145,7 +146,8 @@ def _run(
         check_shared(run.path)
         if config.use_gpu:
             loaded = loading.submit(_load_trainer, config)
-        loaded.result()
+        for warned in loaded.result():
+            listener(warned)
         from cifar_dist.cluster.trainer import train_on_ray
 
         dataset = begin(where)
@@ -154,13 +156,19 @@ def _run(
         return outcome
 
 
-def _load_trainer(config: TrainConfig) -> None:
+def _load_trainer(config: TrainConfig) -> list[Event]:
     """Load torch and what trains on Ray, and refuse starting weights of another network.
 
     Weights from a file load torchvision too; without any, only workers do.
+
+    Returns:
+        What there is to say of the weights: not said here, in a thread of its own.
     """
-    check_starting_weights(config)
+    events: list[Event] = []
+    check_starting_weights(config, events.append)
     import cifar_dist.cluster.trainer  # noqa: F401
+
+    return events
 
 
 def _plan(config: TrainConfig, run: RunDirectory, dataset: Any, where: str) -> Plan:

@@ -207,9 +207,13 @@ def _run(
         from cifar_dist.cluster.trials import train_here
         from cifar_dist.cluster.tuner import run_trials, slots, tidy
 
-        dataset = prepare(base.dataset, source)
+        before = (directory.trial(number).started_with_fingerprint() for number in left)
+        started_with = next(filter(None, before), None)
+        dataset = prepare(base.dataset, source, started_with, listener)
+        # Once for all trials that start alike, however many there are.
+        for trial in {(each.weights, each.network, each.stem): each for each in trials}.values():
+            check_starting_weights(trial, listener)
         for trial in trials:
-            check_starting_weights(trial)
             dataset.check_batches(trial.batch_size, config.workers)
         for number in numbers:
             if number not in left:

@@ -14,7 +14,7 @@ import pytest
 
 from cifar_dist.errors import UserError
 from cifar_dist.model.networks import check_weights
-from cifar_dist.model.weights import read_weights, shapes_in
+from cifar_dist.model.weights import read_weights, shapes_of
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import StorePath, at, is_writable, write_atomically
 from tests.conftest import PYTHON_PATH, run_command
@@ -116,7 +116,7 @@ def test_a_run_in_a_store_is_killed_and_goes_on_to_the_same_bits(
     starting = read_weights(str(run.model_file))
     assert len(starting["fc.bias"]) == 10
     file = str(run.model_file)
-    assert check_weights(file, shapes_in(file), "resnet18", "imagenet") == 10
+    assert check_weights(file, shapes_of(read_weights(file)), "resnet18", "imagenet") == 10
     measured = run_command(
         tmp_path, str(run.path), "--format", "json", module="cifar_dist.evaluate"
     )

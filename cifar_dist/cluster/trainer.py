@@ -94,7 +94,8 @@ def train_worker(work: Work) -> Outcome:
 
     config = work.config
     assert config.data_dir is not None  # resolved when the config was made
-    dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
+    notify = work.coordinator.put.remote
+    dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint, notify)
 
     # Imported after validation: these imports take most of a worker's start-up.
     from cifar_dist.training.torchmetrics_alone import load_torchmetrics_alone
@@ -119,7 +120,7 @@ def train_worker(work: Work) -> Outcome:
         strategy="auto" if world_size == 1 else FixedBucketsStrategy(),
         plugins=[RayLightningEnvironment()],
         launched=work.launched,
-        listener=work.coordinator.put.remote,
+        listener=notify,
         report=functools.partial(_report_and_wait, work) if work.is_trial else ray.train.report,
         ask=requests.ask,
         test=not work.is_trial,

@@ -20,7 +20,8 @@ class ModelConfig:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|WEIGHTS")]
-    """A run's directory, or a file of weights (.safetensors or .pth)."""
+    """A run's directory, or a file of weights (.safetensors, or what torch saved: .pth, .pt,
+    .pth.tar, .bin, .ckpt)."""
     data_dir: str | None = None
     """Folder with CIFAR-10 (default: the run's; else $CIFAR_DIST_DATA, else data)."""
     dataset: DatasetName | None = None

@@ -128,7 +128,8 @@ class TrainConfig(Resolved):
     """First layers: torchvision's own (7x7, stride 2, max-pool), or cifar (3x3, stride 1, no
     max-pool)."""
     weights: str = "none"
-    """Starting weights: none, imagenet, or a file (.pth or .safetensors)."""
+    """Starting weights: none, imagenet, a file (.safetensors, or what torch saved: .pth, .pt,
+    .pth.tar, .bin, .ckpt), or a run's directory."""
     image_size: int = 32
     """Side that images are resized to on the device, in pixels."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"

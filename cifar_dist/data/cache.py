@@ -7,9 +7,11 @@ would delay the driver by seconds.
 
 from __future__ import annotations
 
-import json
+import functools
+import hashlib
 import os
 import socket
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,28 +20,38 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from cifar_dist.data.datasets import Decoded, LabelledImages, Source, find_source
+from cifar_dist.data import cached_file
+from cifar_dist.data.datasets import (
+    Decoded,
+    LabelledImages,
+    Source,
+    earlier_fingerprints,
+    find_source,
+)
 from cifar_dist.data.order import batch_bounds, split
 from cifar_dist.data.statistics import ChannelStatistics
 from cifar_dist.errors import UserError
+from cifar_dist.events import Listener, Warned, ignore
+from cifar_dist.storage import on_disk, user_cache
 
 HELD_OUT_SHARE = 10
 """One in this many training images is held out for validation."""
-_FORMAT = "2"
+MOST_COPIES = 0.01
+"""Share of the validation or test images that may be trained on, too, before that is refused."""
+_FORMAT = "3"
 """Part of a cached file's name: raise it when what is written changes. Format 1 held labels as
-uint8, whatever the number of classes: 299 became 43."""
-_TYPES: dict[str, type[np.integer[Any]]] = {"U8": np.uint8, "I16": np.int16, "I32": np.int32}
-"""Of the arrays in a cached file, by safetensors' names, the narrowest first. Images are uint8."""
+uint8, whatever the number of classes: 299 became 43. Format 2 had no digest, and its images were
+not searched for copies."""
 
 
 def cache_folder() -> Path:
     """Return the node's folder for decoded data sets: ``$CIFAR_DIST_CACHE``, or the user's cache.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: the folder cannot be made, or there is no home directory.
     """
-    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("CIFAR_DIST_CACHE") or Path(user_cache) / "cifar_dist").absolute()
+    given = os.environ.get("CIFAR_DIST_CACHE")
+    folder = on_disk(given) if given else user_cache("CIFAR_DIST_CACHE").absolute() / "cifar_dist"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -139,48 +151,70 @@ class CachedDataset:
 
     def open(self) -> tuple[LabelledImages, LabelledImages]:
         """Return training and test images, mapped: read when touched, shared by all processes."""
-        arrays = _mapped(self.path)
+        arrays = cached_file.mapped(self.path)
         return (
             LabelledImages(arrays["train_images"], arrays["train_labels"]),
             LabelledImages(arrays["test_images"], arrays["test_labels"]),
         )
 
 
-def prepare(dataset: str, source: Source) -> CachedDataset:
+def prepare(
+    dataset: str, source: Source, started_with: str | None = None, listener: Listener = ignore
+) -> CachedDataset:
     """Return the decoded data set on this node, decoded now unless some process did so before.
 
     Args:
         dataset: its name in the registry.
         source: what it is decoded from.
+        started_with: the fingerprint that a run's data set has. It stays the data set's where it
+            is the source's by the rule of an earlier version.
+        listener: notified of a file in the cache that is damaged, and of copies among the images.
 
     Raises:
-        UserError: a damaged source, labels that are no classes, or a cache folder that cannot be
-            written.
+        UserError: a damaged source, labels that are no classes, images that are validated and
+            trained on, or a cache folder that cannot be written.
     """
     fingerprint = source.fingerprint()
+    if started_with not in (None, fingerprint) and started_with in earlier_fingerprints(source):
+        fingerprint = started_with
     path = _cache_path(dataset, fingerprint)
     try:
+        # Without the lock, which takes a folder that can be written.
+        if path.exists() and cached_file.is_intact(path):
+            return _described(path)
         # A node's workers start at once: one decodes, the others wait and find the file.
         with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                _write(path, dataset, fingerprint, source.decode())
+            if path.exists():
+                if cached_file.is_intact(path):
+                    return _described(path)
+                listener(Warned(f"{path}: is damaged, e.g. by a power cut; decoding the data anew"))
+            for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
+                left.unlink()
+            _write(path, dataset, fingerprint, _decoded(dataset, source), listener)
     except OSError as error:
         raise _unwritable_cache(path.parent, error) from None
     return _described(path)
 
 
-def prepare_same(dataset: str, data_dir: str | Path, fingerprint: str) -> CachedDataset:
+def prepare_same(
+    dataset: str, data_dir: str | Path, fingerprint: str, listener: Listener = ignore
+) -> CachedDataset:
     """Return, on this node, the data set that another node decoded.
 
     Where this node's cache holds it, ``data_dir`` is not even read.
 
+    Args:
+        dataset: its name in the registry.
+        data_dir: the folder with its source on this node.
+        fingerprint: of the data set.
+        listener: as for `prepare`.
+
     Raises:
         UserError: as `find_source` and `prepare`, or ``data_dir`` holds other data here.
     """
-    path = _cache_path(dataset, fingerprint)
-    if path.exists():
-        return _described(path)
-    found = prepare(dataset, find_source(dataset, data_dir))
+    if (kept := _kept(dataset, fingerprint)) is not None:
+        return kept
+    found = prepare(dataset, find_source(dataset, data_dir), fingerprint, listener)
     if found.fingerprint != fingerprint:
         raise UserError(
             f"{data_dir} on {socket.gethostname()}: holds other data ({found.fingerprint[:16]}) "
@@ -195,10 +229,9 @@ def find_same(dataset: str, data_dir: str | Path, fingerprint: str) -> CachedDat
     Raises:
         UserError: neither has it, or the folder's is damaged.
     """
-    path = _cache_path(dataset, fingerprint)
-    if path.exists():
-        return _described(path)
-    found = prepare(dataset, find_source(dataset, data_dir, download=False))
+    if (kept := _kept(dataset, fingerprint)) is not None:
+        return kept
+    found = prepare(dataset, find_source(dataset, data_dir, download=False), fingerprint)
     if found.fingerprint != fingerprint:
         raise UserError(
             f"{data_dir}: holds other data than the run was trained on; name the folder that it "
@@ -207,15 +240,38 @@ def find_same(dataset: str, data_dir: str | Path, fingerprint: str) -> CachedDat
     return found
 
 
+def _kept(dataset: str, fingerprint: str) -> CachedDataset | None:
+    """Return a data set of this node's cache, where it is there and intact."""
+    path = _cache_path(dataset, fingerprint)
+    try:
+        found = path.stat()
+        # Once a process: a process may train many trials on the same file.
+        return _described(path) if _intact_since(path, found.st_ino, found.st_mtime_ns) else None
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _intact_since(path: Path, inode: int, modified: int) -> bool:
+    return cached_file.is_intact(path)
+
+
 def _cache_path(dataset: str, fingerprint: str) -> Path:
     return cache_folder() / f"{dataset}-{fingerprint[:16]}-v{_FORMAT}.safetensors"
 
 
-def _write(path: Path, name: str, fingerprint: str, decoded: Decoded) -> None:
-    from safetensors.numpy import save_file
+def _decoded(dataset: str, source: Source) -> Decoded:
+    try:
+        return source.decode()
+    except OSError as error:  # not one of the cache, which is written later
+        where = error.filename or f"--dataset {dataset}"
+        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
 
+
+def _write(path: Path, name: str, fingerprint: str, decoded: Decoded, listener: Listener) -> None:
     # Checked before anything is written: what lies in the cache is trusted from then on.
     _check_decoded(name, decoded)
+    _check_copies(name, decoded, listener)
     _, channels, side, _ = decoded.train.images.shape
     statistics = ChannelStatistics(channels)
     statistics.update(decoded.train.images)
@@ -230,18 +286,12 @@ def _write(path: Path, name: str, fingerprint: str, decoded: Decoded) -> None:
         "original_images": len(decoded.train.images),
         "test_images": len(decoded.test.images),
     }
+    labels = cached_file.label_type(len(decoded.classes))
     arrays: dict[str, NDArray[Any]] = {}
     for split_name, part in (("train", decoded.train), ("test", decoded.test)):
         arrays[f"{split_name}_images"] = part.images
-        arrays[f"{split_name}_labels"] = part.labels.astype(_label_type(len(decoded.classes)))
-    # Written aside and renamed: a process that is killed meanwhile leaves no file under the name
-    # that others take for a whole one.
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        save_file(arrays, aside, metadata={"about": json.dumps(about)})
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        arrays[f"{split_name}_labels"] = part.labels.astype(labels)
+    cached_file.write(path, about, arrays)
 
 
 def _check_decoded(name: str, decoded: Decoded) -> None:
@@ -275,40 +325,38 @@ def _check_decoded(name: str, decoded: Decoded) -> None:
             )
 
 
-def _label_type(classes: int) -> type[np.integer[Any]]:
-    """Return the narrowest type of a cached file that holds the numbers of so many classes."""
-    return next(each for each in _TYPES.values() if classes - 1 <= np.iinfo(each).max)
+def _check_copies(name: str, decoded: Decoded, listener: Listener) -> None:
+    """Check that images to validate and test on are not trained on, to the last pixel.
+
+    Raises:
+        UserError: more are than a collected data set has by chance. Fewer are a warning: well-known
+            data sets have some, and their results are compared as they are.
+    """
+    kept, held_out = split(len(decoded.train.images), len(decoded.train.images) // HELD_OUT_SHARE)
+    trained_on = set(_digests(decoded.train.images, kept))
+    for title, images, members in (
+        ("validation", decoded.train.images, held_out),
+        ("test", decoded.test.images, range(len(decoded.test.images))),
+    ):
+        copies = sum(digest in trained_on for digest in _digests(images, members))
+        if not copies:
+            continue
+        said = (
+            f"--dataset {name}: {copies:,} of {len(members):,} {title} images are also trained on: "
+            "training images have the same pixels"
+        )
+        if copies > len(members) * MOST_COPIES:
+            raise UserError(f"{said}; remove the copies, e.g. a second copy of a file")
+        listener(Warned(f"{said}; its accuracy is that much too high at most"))
+
+
+def _digests(images: NDArray[np.uint8], members: Iterable[int]) -> Iterator[bytes]:
+    """Yield a digest of each of these images."""
+    return (hashlib.blake2b(images[each].tobytes(), digest_size=16).digest() for each in members)
 
 
 def _described(path: Path) -> CachedDataset:
-    about = json.loads(_header(path)[0]["__metadata__"]["about"])
+    about = cached_file.read_about(path)
     for name in ("classes", "mean", "std"):
         about[name] = tuple(about[name])
     return CachedDataset(path=path, **about)
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return a safetensors file's header, and the position of the first byte after it."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(size)), 8 + size
-
-
-def _mapped(path: Path) -> dict[str, NDArray[Any]]:
-    """Return every array of a safetensors file, mapped copy-on-write.
-
-    The safetensors library maps for torch only, which the driver does not load.
-    """
-    header, start = _header(path)
-    return {
-        name: np.memmap(
-            path,
-            _TYPES[entry["dtype"]],
-            # Not "r": torch warns of arrays that cannot be written. The file never changes.
-            "c",
-            offset=start + entry["data_offsets"][0],
-            shape=tuple(entry["shape"]),
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }

@@ -10,10 +10,11 @@ from cifar_dist.config.model import ModelConfig
 from cifar_dist.config.train import TrainConfig, make_config
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, Warned, ignore
+from cifar_dist.model.weights import in_folder
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import AnyPath, at
 
-WEIGHTS = (".safetensors", ".pth", ".pt")
+WEIGHTS = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt")
 NO_HALF_ON_CPU = "the run was trained in 16-mixed, which needs a GPU; computing in float32"
 
 
@@ -23,9 +24,12 @@ _OF_THE_NETWORK = ("dataset", "network", "stem", "image_size")
 def run_of(config: ModelConfig) -> RunDirectory | None:
     """Return the run whose weights they are; None for a file of weights of its own."""
     folder = at(config.model)
-    # A run's weights that are named by their file still have the run's settings beside them.
-    if folder.name == "model.safetensors":
+    # Weights of a run that are named by their file still have the run's settings beside them: the
+    # best epoch's, exported ones, and checkpoints. Others may lie in a folder of other settings.
+    if folder.name.startswith("model."):
         folder = folder.parent
+    elif folder.parent.name == "checkpoints":
+        folder = folder.parent.parent
     found = RunDirectory(folder)
     return found if found.config_file.is_file() else None
 
@@ -36,13 +40,17 @@ def weights_file(config: ModelConfig) -> AnyPath:
     Raises:
         UserError: there is none.
     """
-    run = run_of(config)
-    file = run.model_file if run else at(config.model)
-    if file.is_file() and (run or file.name.endswith(WEIGHTS)):
-        return file
-    if run:
+    run, file = run_of(config), at(config.model)
+    if run and run.path == file:
+        file = run.model_file
+        if file.is_file():
+            return file
         raise UserError(f"{config.model}: the run has not done an epoch yet; train it first")
-    wanted = "give a run's directory, e.g. runs/first, or a .safetensors or .pth file"
+    if file.is_dir() and (found := in_folder(file)) is not None:
+        return found
+    if file.is_file() and file.name.endswith(WEIGHTS):
+        return file
+    wanted = f"give a run's directory, e.g. runs/first, or weights ({', '.join(WEIGHTS)})"
     problem = "is neither a run nor weights" if file.exists() else "there is no such file"
     raise UserError(f"{config.model}: {problem}; {wanted}")
 
@@ -70,7 +78,7 @@ def trained_config(config: ModelConfig, listener: Listener = ignore, **here: Any
             raise UserError(
                 f"{flag(name)} {given[name]}: the run was trained with {before}; omit {flag(name)}"
             )
-    if not Path(str(trained.data_dir)).is_dir():  # trained on another machine
+    if not Path(str(trained.data_dir)).exists():  # trained on another machine
         given.setdefault("data_dir", TrainConfig().data_dir)
     on_gpu = given.get("use_gpu", trained.use_gpu)
     if trained.precision == "16-mixed" and not on_gpu and "precision" not in given:

@@ -18,9 +18,9 @@ from cifar_dist.data.transforms import Normalisation
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, ignore
 from cifar_dist.inference.lookup import run_of, trained_config, weights_file
-from cifar_dist.model.networks import check_weights, make_network
+from cifar_dist.model.networks import check_weights, make_network, network_weights
 from cifar_dist.model.seeding import set_seed
-from cifar_dist.model.weights import read_weights, shapes_of
+from cifar_dist.model.weights import shapes_of
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -113,5 +113,6 @@ def model_of(
         about = DatasetInfo(**{**known, **lists})
     else:
         source = find_source(trained.dataset, str(trained.data_dir))
-        about = prepare(trained.dataset, source).about
-    return load_trained(file, read_weights(file), trained, about), about
+        about = prepare(trained.dataset, source, listener=listener).about
+    weights = network_weights(file, trained.network, trained.stem, listener)
+    return load_trained(file, weights, trained, about), about

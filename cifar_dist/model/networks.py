@@ -13,23 +13,27 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import UserError
+from cifar_dist.events import Listener, Warned, ignore
+from cifar_dist.model.weight_names import listed, nearest, renamed
 from cifar_dist.model.weights import (
     Shapes,
     check_readable,
     imagenet_weights,
     is_downloaded,
     read_weights,
-    shapes_in,
     shapes_of,
 )
 from cifar_dist.registry import NETWORKS
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+COUNTER = "num_batches_tracked"
+"""Ends the name of batch normalisation's counter of batches."""
 
 
 def make_network(
@@ -50,15 +54,44 @@ def make_network(
     """
     network = _make(name, num_classes, stem)
     if weights != "none":
-        imagenet = weights == "imagenet"
-        values = imagenet_weights(_torchvision_name(name)) if imagenet else read_weights(weights)
-        check_weights(weights, shapes_of(values), name, stem)
+        if weights == "imagenet":
+            values = imagenet_weights(_torchvision_name(name))
+            check_weights(weights, shapes_of(values), name, stem)
+        else:
+            values = network_weights(weights, name, stem)
         # The network's own values stay where the file's do not fit: in a last layer for another
-        # number of classes, and for counters that old versions of torch did not write.
+        # number of classes.
         own = network.state_dict()
         fitting = {key: v for key, v in values.items() if v.shape == own[key].shape}
         network.load_state_dict({**own, **fitting})
     return network
+
+
+def network_weights(
+    file: str, name: str, stem: str, listener: Listener = ignore
+) -> dict[str, Tensor]:
+    """Read a network's weights and statistics, whatever program wrote them and wrapped their names.
+
+    Args:
+        file: see `read_weights`.
+        name: the network's.
+        stem: its first layers.
+        listener: notified of what was changed in names, in one line.
+
+    Raises:
+        UserError: the file cannot be used, or is of another network.
+    """
+    import torch
+
+    values, expected = read_weights(file), network_shapes(name, 10, stem)
+    names, note = renamed(values, expected)
+    found = {to: values[name] for name, to in names.items()}
+    check_weights(file, shapes_of(found), name, stem)
+    if note:
+        listener(Warned(f"--weights {file}: {note}"))
+    # Files of old versions of torch have no counters of batches, which nothing here uses.
+    counters = {key: torch.tensor(0) for key in expected if key.endswith(COUNTER)}
+    return {**counters, **found}
 
 
 def network_shapes(name: str, num_classes: int, stem: str = TrainConfig.stem) -> Shapes:
@@ -89,19 +122,35 @@ def check_weights(
     Raises:
         UserError: a layer is missing, unknown or of another shape; the message names the first.
     """
+    classes, difference = _compared(found, name, stem)
+    if not difference:
+        return classes
+    options = "".join(f" --{option} {value}" for option, value in _options(name, stem).items())
+    said = f"--weights {where}: is not for --network {name}{options}: {difference}"
+    for other in get_args(get_type_hints(TrainConfig)["stem"]):
+        if _options(name, stem) and not _compared(found, name, other)[1]:
+            raise UserError(f"{said}; it is for --stem {other}")
+    raise UserError(f"{said}; use another file")
+
+
+def _compared(found: Mapping[str, tuple[int, ...]], name: str, stem: str) -> tuple[int | None, str]:
+    """Return for how many classes weights are, and how they differ from a network's, if so."""
     classes = _classes(found, name, stem)
     expected = network_shapes(name, classes or 10, stem)
+    # Files of old versions of torch have no counters.
+    missing = [key for key in expected if key not in found and not key.endswith(COUNTER)]
+    unknown = [key for key in found if key not in expected]
+    if missing:
+        names = f"expected {listed(missing)}"
+        if unknown:
+            near = nearest(missing[0], unknown)
+            others = [key for key in unknown if key not in near]
+            names += f"; found instead, the nearest first, {listed([*near, *others])}"
+        return classes, f"it has no {missing[0]} ({names})"
     for key, shape in expected.items():
-        # Files of old versions of torch do not have this one.
-        if key not in found and not key.endswith("num_batches_tracked"):
-            raise _other_network(where, name, stem, f"it has no {key}")
         if key in found and tuple(found[key]) != shape:
-            difference = f"its {key} is {list(found[key])}, not {list(shape)}"
-            raise _other_network(where, name, stem, difference)
-    for key in found:
-        if key not in expected:
-            raise _other_network(where, name, stem, f"it has {key}")
-    return classes
+            return classes, f"its {key} is {list(found[key])}, not {list(shape)}"
+    return classes, f"it has {listed(unknown)}" if unknown else ""
 
 
 def check_network(config: TrainConfig) -> None:
@@ -121,14 +170,18 @@ def check_network(config: TrainConfig) -> None:
         check_readable(config.weights)
 
 
-def check_starting_weights(config: TrainConfig) -> None:
+def check_starting_weights(config: TrainConfig, listener: Listener = ignore) -> None:
     """Check that the starting weights, where they are a file, are the network's; loads torch.
+
+    Args:
+        config: the run.
+        listener: notified of what is changed in their names.
 
     Raises:
         UserError: they are another network's, or no weights.
     """
     if config.weights not in ("none", "imagenet"):
-        check_weights(config.weights, shapes_in(config.weights), config.network, config.stem)
+        network_weights(config.weights, config.network, config.stem, listener)
 
 
 def _make(name: str, num_classes: int, stem: str) -> nn.Module:
@@ -170,10 +223,3 @@ def _classes(found: Mapping[str, tuple[int, ...]], name: str, stem: str) -> int 
             if size != other and axis < len(found.get(key, ())):
                 return found[key][axis]
     return None
-
-
-def _other_network(where: str, name: str, stem: str, difference: str) -> UserError:
-    options = "".join(f" --{option} {value}" for option, value in _options(name, stem).items())
-    return UserError(
-        f"--weights {where}: is not for --network {name}{options}: {difference}; use another file"
-    )

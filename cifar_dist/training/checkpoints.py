@@ -17,6 +17,7 @@ from cifar_dist.config.train import TrainConfig
 from cifar_dist.data.order import ORDER_VERSION
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Listener, Warned
+from cifar_dist.model.weights import CHECKSUM_BYTES, CHECKSUM_MARK, is_damaged
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import AnyPath, at
 from cifar_dist.training.writer import Snapshot
@@ -32,8 +33,6 @@ _OF_RECORD = {
 }
 """By callback: what it keeps that one callback, ``Record``, kept in older checkpoints."""
 
-_MARK = b"cifar_dist sha256 "
-_COMMENT_BYTES = len(_MARK) + 64
 _END_OF_ZIP = b"PK\x05\x06"
 
 
@@ -50,9 +49,9 @@ def checkpoint_as_bytes(content: Mapping[str, Any]) -> bytes:
     torch.save(content, file)
     # The last two bytes of a zip archive without a comment are the comment's length.
     file.seek(-2, os.SEEK_END)
-    file.write(_COMMENT_BYTES.to_bytes(2, "little"))
+    file.write(CHECKSUM_BYTES.to_bytes(2, "little"))
     digest = hashlib.sha256(file.getbuffer()).hexdigest()
-    file.write(_MARK + digest.encode())
+    file.write(CHECKSUM_MARK + digest.encode())
     return file.getvalue()
 
 
@@ -68,10 +67,9 @@ def read_checkpoint(path: str | AnyPath) -> dict[str, Any]:
         data = at(path).read_bytes()
     except OSError as error:
         raise BadCheckpoint(f"cannot be read ({error.strerror})") from None
-    body, comment = data[:-_COMMENT_BYTES], data[-_COMMENT_BYTES:]
-    signed = comment.startswith(_MARK)
+    signed = data[-CHECKSUM_BYTES:].startswith(CHECKSUM_MARK)
     # Checked before torch reads any of it, so that nothing of a damaged file is unpickled.
-    if signed and hashlib.sha256(body).hexdigest().encode() != comment[len(_MARK) :]:
+    if is_damaged(data):
         raise BadCheckpoint("is damaged: its bytes do not give the checksum that it was saved with")
     # A zip archive's end may be followed by a comment of at most 65,535 bytes.
     if not signed and data.startswith(b"PK") and _END_OF_ZIP not in data[-70_000:]:

@@ -178,7 +178,9 @@ def test_300_classes_arrive_whole(tmp_path: Path) -> None:
     images = np.zeros((len(labels), 8, 8, 3), np.uint8)
     images[:, :, :, 0] = (labels // 2)[:, None, None]  # so that each image says its label
     images[:, :, :, 1] = (labels % 2)[:, None, None]
+    images[:, 1, 1, 2], images[:, 1, 2, 2] = np.divmod(np.arange(len(labels)), 256)  # all differ
     for split in ("train", "test"):
+        images[:, 2, 2, 2] = split == "test"
         write_parquet(tmp_path / f"{split}.parquet", images, labels)
     dataset = prepare("many", find_parquet(tmp_path))
     assert dataset.classes == tuple(map(str, range(300)))

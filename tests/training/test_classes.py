@@ -18,8 +18,8 @@ from tests.conftest import write_parquet
 
 def test_a_run_keeps_300_classes_apart_to_its_predictions(tmp_path: Path) -> None:
     labels = np.arange(300)
-    for split in ("train", "test"):
-        images = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), np.uint8)
+    for seed, split in enumerate(("train", "test")):
+        images = np.random.default_rng(seed).integers(0, 256, (300, 8, 8, 3), np.uint8)
         write_parquet(tmp_path / f"{split}.parquet", images, labels)
     dataset = prepare("many", find_parquet(tmp_path))
     config = TrainConfig(

@@ -265,7 +265,7 @@ def test_resume_refuses_other_data(small_parquet: Path, tmp_path: Path) -> None:
 
     settings = {"data_dir": str(small_parquet), "batch_size": 27}
     train_small(tmp_path, "a", max_epochs=1, **settings)
-    images = np.zeros((60, 32, 32, 3), np.uint8)
+    images = np.random.default_rng(1).integers(0, 256, (60, 32, 32, 3), np.uint8)
     write_parquet(small_parquet / "train-00000-of-00001.parquet", images, np.arange(60) % 10)
     with pytest.raises(UserError, match="other data than the run was started with"):
         train_small(tmp_path, "a", resume=True, max_epochs=2, **settings)

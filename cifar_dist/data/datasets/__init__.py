@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_NAMES_SHOWN = 6
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """Images of one split."""
@@ -47,7 +50,10 @@ class Decoded:
 
 
 class Source(Protocol):
-    """Something a data set can be decoded from."""
+    """Something a data set can be decoded from.
+
+    One whose fingerprints were others in earlier versions also has `earlier_fingerprints`.
+    """
 
     def check(self) -> None:
         """Look for damage as far as that is quick.
@@ -64,7 +70,10 @@ class Source(Protocol):
         """
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over the bytes that `decode` reads."""
+        """Return a SHA-256 that only sources of the same images and labels have.
+
+        It is of what `decode` reads, never of files that lie beside it.
+        """
 
     def decode(self) -> Decoded:
         """Return all images.
@@ -111,20 +120,41 @@ def find_source(dataset: str, data_dir: str | Path, download: bool = True) -> So
         UserError: nothing is there and the download fails, or what is there is damaged.
     """
     find, traits, folder = DATASETS[dataset], dataset_traits(dataset), Path(data_dir)
+    title = traits.title or dataset
     try:
         source: Source | None = find(folder)
+        if source is None and folder.is_file():
+            raise UserError(f"{data_dir}: is a file, and no archive of {title}; name its folder")
         if source is None and download and traits.download is not None:
             traits.download(folder)
             source = find(folder)
         if source is None:
             raise UserError(
-                f"{data_dir}: has no {traits.title or dataset}; name the folder that does with "
-                "--data-dir"
+                f"{data_dir}: has no {title}; name the folder that does with --data-dir "
+                f"({contents(folder)})"
             )
         source.check()
     except OSError as error:
-        raise UserError(f"{data_dir}: cannot be read ({error.strerror or error})") from None
+        where = error.filename or data_dir
+        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
     return source
+
+
+def earlier_fingerprints(source: Source) -> Iterable[str]:
+    """Return the fingerprints that earlier versions gave a source, computed when asked for."""
+    found: Iterable[str] = getattr(source, "earlier_fingerprints", tuple)()
+    return found
+
+
+def contents(folder: Path) -> str:
+    """Return what is in a folder, formatted for a message."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    names = sorted(f"{each.name}/" if each.is_dir() else each.name for each in folder.iterdir())
+    if not names:
+        return "it is empty"
+    more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
+    return f"it holds {', '.join(names[:_NAMES_SHOWN])}{more}"
 
 
 def sha256_of_files(files: Iterable[Path]) -> str:

@@ -14,6 +14,13 @@ ARCHIVE = Archive(
     "cifar-100-python",
     "CIFAR100",
     md5="eb9058c3a382ffc7106e4002c42a8d85",
+    sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    train={"train": "16019d7e3df5f24257cddd939b257f8d"},
+    test={"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+    meta={"meta": "7973b15100ade9c7d40fb424638fde48"},
+    other=("file.txt~",),
+    label_key="fine_labels",
+    names_key="fine_label_names",
 )
 
 

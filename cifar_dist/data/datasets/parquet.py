@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_dist.data.datasets import Decoded, LabelledImages, sha256_of_files
+from cifar_dist.data.datasets import (
+    Decoded,
+    LabelledImages,
+    contents,
+    file_digest,
+    sha256_of_files,
+)
 from cifar_dist.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -23,6 +30,12 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 IMAGE_COLUMNS = ("img", "image")
+_SPLITS = frozenset({"train", "test"})
+_WORDS = re.compile(r"[^a-z0-9]+")
+"""What separates the words of a file's name."""
+_SHARD = re.compile(r"(?:.*-)?(?P<number>\d+)-of-(?P<of>\d+)(?:\D.*)?|\d+")
+"""The name of a shard, without its suffix: which one and of how many, or, from the Hub's own
+conversion, which one. A browser appends to a second copy's name, other tools a hash."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,9 @@ class Parquet:
         for file in self.train + self.test:
             with _opened(file, self.label):
                 pass
+        for files in (self.train, self.test):
+            _check_shards(files)
+        _check_contents(self.train + self.test)
 
     def image_side(self) -> int:
         return _first_side(self.train[0], self.label) if self.side is None else self.side
@@ -90,20 +106,83 @@ def find_parquet(
     Raises:
         UserError: a split is missing.
     """
-    train, test = (
-        # Sorted: file systems list a folder in their own order, on which the fingerprint and the
-        # images' numbers would depend.
-        tuple(sorted([*folder.glob(f"{name}*.parquet"), *folder.glob(f"*/{name}*.parquet")]))
-        for name in ("train", "test")
-    )
+    train, test = (_files_of(folder, name) for name in ("train", "test"))
     if train and test:
         return Parquet(train, test, classes, side, label)
     if train or test:
         there, missing = ("train", "test") if train else ("test", "train")
         raise UserError(
-            f"{folder}: has {there}*.parquet but no {missing}*.parquet; both splits are needed"
+            f"{folder}: has {there}*.parquet but no {missing}*.parquet; both splits are needed "
+            f"({contents(folder)})"
         )
     return None
+
+
+def _files_of(folder: Path, split: str) -> tuple[Path, ...]:
+    """Return a split's files, in the order of their images.
+
+    They are those whose names begin with the split's. Where there are none, any whose name or
+    folder has it as a word: ``cifar10-train.parquet``, ``plain_text/train/0000.parquet``.
+    """
+
+    def named(file: Path) -> bool:
+        # From the file's name to the outermost folder's: the first that says a split.
+        parts = file.relative_to(folder).with_suffix("").parts[::-1]
+        said = (_SPLITS.intersection(_WORDS.split(part.lower())) for part in parts)
+        hidden = any(part.startswith(".") for part in parts)
+        return not hidden and next(filter(None, said), set()) == {split}
+
+    everywhere = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
+    # Sorted: file systems list a folder in their own order, on which the fingerprint and the
+    # images' numbers would depend.
+    begun = sorted([*folder.glob(f"{split}*.parquet"), *folder.glob(f"*/{split}*.parquet")])
+    return tuple(
+        begun or sorted(file for each in everywhere for file in folder.glob(each) if named(file))
+    )
+
+
+def _check_shards(files: tuple[Path, ...]) -> None:
+    """Check that a split's shards, as far as their names number them, are all there, and once.
+
+    Raises:
+        UserError: one is missing, or there twice.
+    """
+    shards = [(file, shard) for file in files if (shard := _SHARD.fullmatch(file.stem))]
+    found: dict[int, Path] = {}
+    for file, shard in shards:
+        first, of_first = shards[0]
+        if shard["of"] != of_first["of"]:
+            raise UserError(f"{file}: is a shard of other data than {first}; keep those of one")
+        number = int(shard["number"] or shard[0])
+        if (other := found.setdefault(number, file)) is not file:
+            raise UserError(f"{file}: is the same shard as {other}; delete one of them")
+    for file, shard in shards[:1]:
+        # Without a count, only what is missing between two others can be known.
+        numbers = range(int(shard["of"])) if shard["of"] else range(min(found), max(found))
+        for number in numbers:
+            if number not in found:
+                begin, end = shard.span("number" if shard["of"] else 0)
+                name = f"{file.name[:begin]}{number:0{end - begin}}{file.name[end:]}"
+                raise UserError(f"{file.parent}: has {file.name} but no {name}; fetch it, too")
+
+
+def _check_contents(files: tuple[Path, ...]) -> None:
+    """Check that no file is a copy of another, whose images would count twice.
+
+    Raises:
+        UserError: two have the same content.
+    """
+    by_size: dict[int, list[Path]] = {}
+    for file in files:
+        by_size.setdefault(file.stat().st_size, []).append(file)
+    seen: dict[str, Path] = {}
+    for alike in by_size.values():
+        for file in alike if len(alike) > 1 else ():
+            if (other := seen.setdefault(file_digest("sha256", file), file)) is not file:
+                raise UserError(
+                    f"{file}: has the same content as {other}, and no image may be there twice; "
+                    "delete or replace one of them"
+                )
 
 
 @contextmanager
@@ -120,6 +199,11 @@ def _opened(file: Path, label: str) -> Iterator[tuple[pq.ParquetFile, str]]:
                 raise UserError(
                     f"{file}: has columns {', '.join(names)}; needs img or image, and {label}"
                 )
+            if not _holds_bytes(kind := parquet.schema_arrow.field(images).type):
+                raise UserError(
+                    f"{file}: column {images} holds {kind}; needs encoded images: binary, or a "
+                    "struct with a field bytes"
+                )
             if not parquet.metadata.num_rows:
                 raise UserError(f"{file}: holds no images; fetch it again")
             yield parquet, images
@@ -127,6 +211,18 @@ def _opened(file: Path, label: str) -> Iterator[tuple[pq.ParquetFile, str]]:
         raise UserError(
             f"{file}: is no readable Parquet file ({first_line(error)}); fetch it again"
         ) from None
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Return whether cells of a type hold encoded images."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    types = pa.types
+    # Null is the type of a column without any value, whose rows are refused with what they hold.
+    known = types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_null
+    return any(is_one(kind) for is_one in known)
 
 
 def _class_names(file: Path, label: str) -> tuple[str, ...] | None:
@@ -160,7 +256,7 @@ def _labels(file: Path, label: str) -> NDArray[np.int64]:
 def _images(file: Path, side: int, label: str) -> NDArray[np.uint8]:
     """Return a file's ``[n, 3, side, side]`` images."""
     with _opened(file, label) as (parquet, column):
-        encoded = _cells(parquet.read(columns=[column]))
+        encoded = _cells(file, parquet.read(columns=[column]))
     images = np.empty((len(encoded), 3, side, side), np.uint8)
 
     def decode(row: int) -> None:
@@ -178,15 +274,24 @@ def _images(file: Path, side: int, label: str) -> NDArray[np.uint8]:
     return images
 
 
-def _cells(table: pa.Table) -> list[bytes]:
-    """Return the encoded images of a table's only column."""
+def _cells(file: Path, table: pa.Table) -> list[bytes]:
+    """Return the encoded images of a table's only column.
+
+    Raises:
+        UserError: a row has none, e.g. only the path of one.
+    """
     import pyarrow as pa
 
     # In one chunk, since a chunked column cannot be asked for a field of its structs.
     column = table[0].combine_chunks()
-    found: list[bytes] = (
-        column.field("bytes") if pa.types.is_struct(column.type) else column
-    ).to_pylist()
+    values = column.field("bytes") if pa.types.is_struct(column.type) else column
+    if values.null_count:
+        row = values.is_null().index(True).as_py()
+        raise UserError(
+            f"{file}: {values.null_count:,} of {len(values):,} rows hold no image, the first is "
+            f"row {row}: {column[row].as_py()}; write the images' bytes into the file"
+        )
+    found: list[bytes] = values.to_pylist()
     return found
 
 
@@ -207,7 +312,7 @@ def _first_side(file: Path, label: str) -> int:
 
     with _opened(file, label) as (parquet, column):
         batch = next(parquet.iter_batches(batch_size=1, columns=[column]))
-        cell = _cells(pa.Table.from_batches([batch]))[0]
+        cell = _cells(file, pa.Table.from_batches([batch]))[0]
     try:
         with Image.open(io.BytesIO(cell)) as image:
             if image.width == image.height:

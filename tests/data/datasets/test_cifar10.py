@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -24,12 +23,14 @@ from cifar_dist.errors import UserError
 
 
 class SmallArchive:
-    """An archive in the official layout, with few images, and the reader that knows its MD5s."""
+    """An archive in the official layout, with few images, and its own checksums."""
 
-    def __init__(self, folder: Path, tampered: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, tampered: str | None = None, seed: int = 0, images: int = 4
+    ) -> None:
         batches = folder / "made" / "cifar-10-batches-py"
         batches.mkdir(parents=True)
-        random = np.random.default_rng(0)
+        random = np.random.default_rng(seed)
         self.images: dict[str, np.ndarray] = {}
         self.labels: dict[str, list[int]] = {}
         md5s = {}
@@ -38,12 +39,13 @@ class SmallArchive:
             if name == "batches.meta":
                 content = {"label_names": list(CLASSES)}
             else:
-                self.images[name] = random.integers(0, 256, (4, 3, 32, 32), np.uint8)
-                self.labels[name] = random.integers(0, 10, 4).tolist()
-                data = self.images[name].reshape(4, -1)
+                self.images[name] = random.integers(0, 256, (images, 3, 32, 32), np.uint8)
+                self.labels[name] = random.integers(0, 10, images).tolist()
+                data = self.images[name].reshape(images, -1)
                 content = {"data": data, "labels": self.labels[name]}
             (batches / name).write_bytes(pickle.dumps(content))
             md5s[name] = hashlib.md5((batches / name).read_bytes()).hexdigest()
+        (batches / "readme.html").write_text("all about it")
         if tampered is not None:
             (batches / tampered).write_bytes(pickle.dumps(Bomb()))
         self.folder = batches
@@ -52,21 +54,17 @@ class SmallArchive:
             archive.add(batches, "cifar-10-batches-py")
         self.md5 = hashlib.md5(self.archive.read_bytes()).hexdigest()
 
-        class Reader(CIFAR10):
-            train_list: ClassVar = [
-                [f"data_batch_{i}", md5s[f"data_batch_{i}"]] for i in range(1, 6)
-            ]
-            test_list: ClassVar = [["test_batch", md5s["test_batch"]]]
-            meta: ClassVar = {
-                "filename": "batches.meta",
-                "key": "label_names",
-                "md5": md5s["batches.meta"],
-            }
-
-        self.reader = Reader
+        self.known = dataclasses.replace(
+            ARCHIVE,
+            md5=self.md5,
+            sha256=hashlib.sha256(self.archive.read_bytes()).hexdigest(),
+            train={name: md5s[name] for name in names[:5]},
+            test={"test_batch": md5s["test_batch"]},
+            meta={"batches.meta": md5s["batches.meta"]},
+        )
 
     def source(self, path: Path) -> Official:
-        return Official(path, dataclasses.replace(ARCHIVE, md5=self.md5), self.reader)
+        return Official(path, self.known)
 
 
 class Bomb:
@@ -113,6 +111,10 @@ def test_an_archive_with_a_wrong_md5_is_refused(tmp_path: Path) -> None:
 def test_the_archives_md5_is_torchvisions() -> None:
     assert ARCHIVE.md5 == CIFAR10.tgz_md5
     assert (ARCHIVE.name, ARCHIVE.folder) == (CIFAR10.filename, CIFAR10.base_folder)
+    assert [*ARCHIVE.train.items()] == [tuple(each) for each in CIFAR10.train_list]
+    assert [*ARCHIVE.test.items()] == [tuple(each) for each in CIFAR10.test_list]
+    assert ARCHIVE.meta == {CIFAR10.meta["filename"]: CIFAR10.meta["md5"]}
+    assert ARCHIVE.names_key == CIFAR10.meta["key"]
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def test_shards_are_read_in_order(tmp_path: Path) -> None:
     images = np.zeros((3, 32, 32, 3), np.uint8)
     for shard in (2, 0, 1):
         write_parquet(tmp_path / f"train-0000{shard}-of-00003.parquet", images, np.full(3, shard))
-    write_parquet(tmp_path / "test.parquet", images, np.zeros(3))
+    write_parquet(tmp_path / "test.parquet", images, np.full(3, 9))
     labels = find_source("cifar10", tmp_path).decode().train.labels
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
@@ -87,8 +87,8 @@ def test_a_damaged_image_is_refused_with_its_row(tmp_path: Path, cell: bytes, re
     import pyarrow.parquet as pq
 
     good = encoded(np.zeros((32, 32, 3), np.uint8))
-    table = pa.table({"image": [good, good, cell], "label": [0, 1, 2]})
-    for split in ("train", "test"):
+    for split, last in (("train", 2), ("test", 3)):
+        table = pa.table({"image": [good, good, cell], "label": [0, 1, last]})
         pq.write_table(table, tmp_path / f"{split}.parquet")
     with pytest.raises(UserError, match=rf"row 2 is no 32x32 image \(.*{reason}"):
         find_source("cifar10", tmp_path).decode()
@@ -96,8 +96,8 @@ def test_a_damaged_image_is_refused_with_its_row(tmp_path: Path, cell: bytes, re
 
 def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     images = np.zeros((2, 32, 32, 3), np.uint8)
-    for split in ("train", "test"):
-        write_parquet(tmp_path / f"{split}.parquet", images, np.array([0, 10]))
+    for split, first in (("train", 0), ("test", 1)):
+        write_parquet(tmp_path / f"{split}.parquet", images, np.array([first, 10]))
     with pytest.raises(UserError, match="labels outside 0 to 9"):
         find_source("cifar10", tmp_path).decode()
 
@@ -106,10 +106,11 @@ def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
 
 
 def write_splits(folder: Path, labels: np.ndarray, side: int = 8) -> Path:
-    """Write each split with an image for each label; the image's corner holds the label."""
+    """Write each split with an image for each label; an image's corners hold label and split."""
     images = np.zeros((len(labels), side, side, 3), np.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = labels // 256, labels % 256
     for split in ("train", "test"):
+        images[:, -1, -1, 0] = split == "test"
         write_parquet(folder / f"{split}.parquet", images, labels)
     return folder
 
