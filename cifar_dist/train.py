@@ -63,8 +63,6 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
 
     config = with_absolute_paths(config)
     run = RunDirectory.existing(config) if config.resume else RunDirectory.create(config)
-    if not config.resume:
-        run.write_config(config)
     to_resume = f"to resume: {resume_command(COMMAND, run.name, config.storage_path)}"
     try:
         outcome = _run(config, run, counter, {"command": command, "git_commit": git_commit()})

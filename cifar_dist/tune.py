@@ -224,6 +224,7 @@ def _run(
                     "with; name the folder that it was started with"
                 )
         # Only now, when nothing refuses the search any more: a refused resume changes nothing.
+        directory.remove_leftovers()
         directory.write_config(config)
         listener(_plan(config, directory, trial_table, dataset, where, len(left), slots(config)))
         run_trials(

@@ -186,7 +186,7 @@ def check_shared(folder: AnyPath) -> None:
     if isinstance(folder, StorePath) or not others:
         return
     # A new file, since a folder of that name may exist on each node and yet not be shared.
-    mark = folder / f".seen-{uuid.uuid4().hex[:8]}"
+    mark = folder / f".seen-{uuid.uuid4().hex[:8]}.tmp"
     mark.touch()
     try:
         # No CPU, so that the check also runs on nodes that are full.

@@ -5,15 +5,14 @@ Every file is there whole or not at all, on a disk and in an object store.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,55 +26,13 @@ from cifar_dist.config.train import (
 from cifar_dist.config.versions import own_settings
 from cifar_dist.errors import UserError
 from cifar_dist.registry import COLUMNS, SCHEDULES
+from cifar_dist.runs.create import new_folder
 from cifar_dist.runs.metrics import Outcome, read_rows
 from cifar_dist.storage import AnyPath, as_json, at, delete_folder, is_writable, write_atomically
 
+_ASIDE = ".*.tmp"
+"""Names of files that `write_atomically` writes aside."""
 _CHECKPOINT = re.compile(r"epoch-(\d{4,})(?:-step-(\d{4,}))?\.ckpt")
-
-
-def new_folder(storage_path: str, name: str | None, stem: str) -> AnyPath:
-    """Make a new folder, named, or after a stem and the time; absolute.
-
-    Raises:
-        UserError: the name is taken, or the folder cannot be made.
-    """
-    storage = at(storage_path)
-    if name is None:
-        stem = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        names = (stem, *(f"{stem}-{number}" for number in range(2, 100)))
-        try:
-            name = next((each for each in names if not _taken(storage / each)), None)
-        except OSError as error:
-            raise _unwritable(storage_path, error) from None
-        if name is None:
-            raise UserError(f"--storage-path {storage_path}: too many runs a second; --name one")
-    folder = storage / name
-    try:
-        # The creation itself decides who gets a name: of two commands that start together, on a
-        # disk one is refused.
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        if folder.is_dir():
-            raise UserError(
-                f"--name {name}: {folder} exists; resume it with --resume, or choose another --name"
-            ) from None
-        raise UserError(
-            f"--storage-path {storage_path}: a file of that name is in the way"
-        ) from None
-    except OSError as error:
-        raise _unwritable(storage_path, error) from None
-    return folder
-
-
-def _taken(folder: AnyPath) -> bool:
-    # Not Path.exists, which raises where the folder may not be searched.
-    return os.path.lexists(folder) if isinstance(folder, Path) else folder.exists()
-
-
-def _unwritable(storage_path: str, error: OSError) -> UserError:
-    return UserError(
-        f"--storage-path {storage_path}: cannot be written ({error.strerror}); name another folder"
-    )
 
 
 @dataclass(frozen=True)
@@ -116,6 +73,17 @@ class Directory:
         found: dict[str, Any] = json.loads(self.summary_file.read_text())
         return found
 
+    def remove_leftovers(self) -> None:
+        """Remove what writers left that were killed; each file may be a whole checkpoint's.
+
+        Only while nobody else writes to the directory.
+        """
+        if isinstance(self.path, Path):  # a store keeps nothing of an upload that did not end
+            for file in [*self.path.glob(_ASIDE), *self.path.glob(f"checkpoints/{_ASIDE}")]:
+                # A file that cannot be removed costs its room, and no run.
+                with contextlib.suppress(OSError):
+                    file.unlink()
+
     def check_writable(self) -> None:
         """Check that the directory can be written to.
 
@@ -132,14 +100,14 @@ class RunDirectory(Directory):
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunDirectory:
-        """Make a new run's directory, with a name from dataset and time unless it has one.
+        """Make a new run's directory, with ``config.yaml``; unless it has a name, it gets one from
+        dataset and time.
 
         Raises:
             UserError: the name is taken, or the directory cannot be made.
         """
-        run = cls(new_folder(config.storage_path, config.name, config.dataset))
-        run.checkpoints.mkdir()
-        return run
+        content = {"checkpoints": None, "config.yaml": _as_written(config)}
+        return cls(new_folder(config.storage_path, config.name, config.dataset, content))
 
     @classmethod
     def existing(cls, config: TrainConfig) -> RunDirectory:
@@ -273,8 +241,7 @@ class RunDirectory(Directory):
 
         Not into the same directory: ``resume`` and the name, which is the directory's, are omitted.
         """
-        fresh = config.replace(resume=False, name=None)
-        write_atomically(self.config_file, fresh.to_yaml().encode())
+        write_atomically(self.config_file, _as_written(config))
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write all rows to ``metrics.csv``; floats so that they read back exactly.
@@ -361,6 +328,10 @@ class RunDirectory(Directory):
             summary["error"] = error
         write_atomically(self.summary_file, as_json(summary))
         return summary
+
+
+def _as_written(config: TrainConfig) -> bytes:
+    return config.replace(resume=False, name=None).to_yaml().encode()
 
 
 def _position(checkpoint: AnyPath) -> tuple[int, int]:

@@ -94,6 +94,7 @@ def fit(
     set_seed(config.seed + rank, config.deterministic, config.tf32)
     parts = _assembled(config, run, dataset, rank, strategy, plugins, heard, report, ask)
     if rank == 0:
+        run.remove_leftovers()
         run.write_environment(_environment(dataset, launched or {}))
     found = parts.find_checkpoint(run, rank, heard)
     heard(Started(parts.trainer.world_size, found))
