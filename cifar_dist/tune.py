@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
@@ -109,11 +110,25 @@ def search(
             directory.discard()
         raise
     except (Interrupted, KeyboardInterrupt):
-        finish("interrupted")
+        with contextlib.suppress(Exception):  # must not hide how to resume
+            finish("interrupted")
         raise Interrupted(f"interrupted; {to_resume}") from None
     except RunFailed as error:
-        finish("failed")
+        with contextlib.suppress(Exception):
+            finish("failed")
         raise RunFailed(f"{error}\n{to_resume}") from error
+    except Exception as error:  # which no code expects, e.g. a library's
+        if resume or not directory.discard():
+            error.add_note(to_resume)
+            with contextlib.suppress(Exception):
+                finish("failed")
+        raise
+    if not directory.config_file.is_file():
+        finish("failed")
+        raise RunFailed(
+            f"{directory.path}: its files were removed or moved while the search ran; its tables "
+            "are written anew, and it cannot be resumed: start it with another --name"
+        )
     unfinished = bool(trial_table.summary()["unfinished"])
     searched = finish("unfinished" if unfinished else "completed")
     if config.train.report:

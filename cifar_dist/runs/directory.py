@@ -67,11 +67,25 @@ class Directory:
         return self.path / "summary.json"
 
     def read_summary(self) -> dict[str, Any]:
-        """Read ``summary.json``; empty before a first command has ended."""
-        if not self.summary_file.is_file():
-            return {}
-        found: dict[str, Any] = json.loads(self.summary_file.read_text())
-        return found
+        """Read ``summary.json``; empty before a first command has ended, or where it is damaged."""
+        return _read_json(self.summary_file)
+
+    def discard(self) -> bool:
+        """Delete the directory of what never began, so that its name is free again.
+
+        Returns:
+            Whether it did; what was trained stays as it is.
+        """
+        # Called while an exception is handled, which an error of a store must not replace.
+        with contextlib.suppress(OSError):
+            if not self._has_begun():
+                delete_folder(self.path)
+                return True
+        return False
+
+    def _has_begun(self) -> bool:
+        """Return whether there is anything that was trained."""
+        raise NotImplementedError
 
     def remove_leftovers(self) -> None:
         """Remove what writers left that were killed; each file may be a whole checkpoint's.
@@ -149,14 +163,9 @@ class RunDirectory(Directory):
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.write_config(config)
 
-    def discard(self) -> None:
-        """Delete the directory of a run that never began, so that its name is free again.
-
-        One that has trained an epoch stays as it is.
-        """
+    def _has_begun(self) -> bool:
         # A worker's refusal may come after epochs of training, when it was restarted: they stay.
-        if not self.checkpoints_newest_first() and not self.read_metrics():
-            delete_folder(self.path)
+        return bool(self.checkpoints_newest_first() or self.read_metrics())
 
     @property
     def metrics_file(self) -> AnyPath:
@@ -265,20 +274,24 @@ class RunDirectory(Directory):
         """
         if not self.metrics_file.is_file():
             return []
-        return read_rows(self.metrics_file.read_text())
+        return read_rows(self.metrics_file.read_bytes().decode(errors="replace"))
+
+    def read_summary(self) -> dict[str, Any]:
+        """Read ``summary.json``; empty too where rows of ``metrics.csv`` are lost.
+
+        What ended is then not known whole, and a trial of a search runs again.
+        """
+        found = super().read_summary()
+        return found if found.get("epochs", 0) <= len(self.read_metrics()) else {}
 
     def started_with_fingerprint(self) -> str | None:
         """Return the fingerprint of the data set that the run was started with, once known."""
-        if not self.environment_file.is_file():
-            return None
-        found: str | None = json.loads(self.environment_file.read_text())["dataset_fingerprint"]
+        found: str | None = _read_json(self.environment_file).get("dataset_fingerprint")
         return found
 
     def trained_on(self) -> dict[str, Any] | None:
         """Return name, classes, mean and std of the data set that the run was started with."""
-        if not self.environment_file.is_file():
-            return None
-        found: dict[str, Any] | None = json.loads(self.environment_file.read_text()).get("dataset")
+        found: dict[str, Any] | None = _read_json(self.environment_file).get("dataset")
         return found
 
     def write_error(self, text: str) -> None:
@@ -328,6 +341,20 @@ class RunDirectory(Directory):
             summary["error"] = error
         write_atomically(self.summary_file, as_json(summary))
         return summary
+
+
+def _read_json(file: AnyPath) -> dict[str, Any]:
+    """Read what a command wrote about itself; empty where it is missing, or cut as by a full disk.
+
+    It then says as little as before it was written, and is written anew at the next end.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _as_written(config: TrainConfig) -> bytes:

@@ -16,7 +16,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.runs.create import new_folder
 from cifar_dist.runs.directory import Directory, RunDirectory
 from cifar_dist.search.space import Space, read_space
-from cifar_dist.storage import AnyPath, as_json, delete_folder, write_atomically
+from cifar_dist.storage import AnyPath, as_json, write_atomically
 
 
 def trial_id(number: int) -> str:
@@ -57,11 +57,9 @@ class SearchDirectory(Directory):
         found.check_writable()
         return found
 
-    def discard(self) -> None:
-        """Delete the directory of a search that never began, so that its name is free again."""
+    def _has_begun(self) -> bool:
         # Once trials have begun the folder holds work, also where a refusal ends the command.
-        if not self.trials_folder.exists():
-            delete_folder(self.path)
+        return self.trials_folder.exists()
 
     @property
     def space_file(self) -> AnyPath:

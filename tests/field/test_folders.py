@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cifar_dist.config.train import TrainConfig
-from cifar_dist.config.tune import TuneConfig
-from cifar_dist.errors import UserError
+from cifar_dist.config.tune import TuneConfig, make_tune_config
+from cifar_dist.errors import Interrupted, RunFailed, UserError
+from cifar_dist.events import EpochDone, Event, TrialUpdated
 from cifar_dist.runs.directory import Directory, RunDirectory
 from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.search.space import read_space
 from cifar_dist.storage import StorePath, at
 from cifar_dist.train import train
+from cifar_dist.tune import Searched, search
+from tests.cluster import trials
 from tests.conftest import PYTHON_PATH
 from tests.processes import PATIENCE_S
 from tests.training.small import Small, small_network
@@ -175,3 +181,129 @@ def test_in_a_store_commands_without_a_name_of_one_second_get_different_ones(sto
     paths = {RunDirectory.create(config).path for _ in range(3)}
     assert len(paths) == 3
     assert all(isinstance(path, StorePath) for path in paths)
+
+
+# Files that were lost or cut
+
+
+SMALL_SEARCH = {"dataset": "digits", "num_samples": 3, "max_epochs": 3, "max_concurrent": 3,
+                "scheduler": "none", "report": False, "name": "search"}  # fmt: skip
+
+
+def search_small(folder: Path, listener=lambda event: None, **settings) -> Searched:
+    config = make_tune_config({**SMALL_SEARCH, "storage_path": str(folder), **settings})
+    return search(config, listener, training=trials.curve)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_resuming_a_search_whose_trials_lost_files_gives_the_same_table(tmp_path: Path) -> None:
+    whole = search_small(tmp_path)
+    lost, cut, short = (whole.directory.trial(number) for number in range(3))
+    lost.metrics_file.unlink()
+    cut.summary_file.write_bytes(cut.summary_file.read_bytes()[:20])
+    short.metrics_file.write_bytes(short.metrics_file.read_bytes()[:-3])
+    again = search_small(tmp_path, resume=True)
+    pd.testing.assert_frame_equal(again.table, whole.table)
+    for run in (lost, cut, short):
+        assert run.read_summary()["status"] == "completed"
+        assert len(run.read_metrics()) == 3
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_search_whose_folder_was_removed_meanwhile_does_not_say_that_it_was_completed(
+    tmp_path: Path,
+) -> None:
+    removed: list[str] = []
+
+    def remove(event: Event) -> None:
+        if isinstance(event, TrialUpdated) and event.epochs and not removed:
+            removed.append(event.trial_id)
+            (tmp_path / "search").rename(tmp_path / "moved")
+
+    with pytest.raises(RunFailed, match="removed or moved"):
+        search_small(tmp_path, remove)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "left"),
+    [
+        ("metrics.csv", b"epoch,step,val_acc", 0),
+        ("metrics.csv", b"epoch,step\n1,10\n2,2", 1),  # of 20
+        ("metrics.csv", b"epoch,step\n1,10\n2\n3,30\n", 1),
+        ("metrics.csv", b"epoch,step\n1,10\n\0\0\0\0\0\0", 1),
+        ("metrics.csv", b"epoch,step\n1,10\n3,30\n", 1),
+        ("metrics.csv", b"\xff\xfe\0", 0),
+        ("metrics.csv", b"", 0),
+    ],
+)
+def test_reading_metrics_that_were_cut_gives_the_rows_before(
+    tmp_path: Path, file: str, content: bytes, left: int
+) -> None:
+    (tmp_path / file).write_bytes(content)
+    rows = RunDirectory(tmp_path).read_metrics()
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 10)][:left]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"status": "compl', b"\0" * 40, b"[1]", b"\xff"])
+def test_reading_a_summary_or_environment_that_was_cut_says_nothing(
+    tmp_path: Path, content: bytes
+) -> None:
+    run = RunDirectory(tmp_path)
+    for file in (run.summary_file, run.environment_file):
+        file.write_bytes(content)
+    assert run.read_summary() == {}
+    assert run.started_with_fingerprint() is None
+    assert run.trained_on() is None
+
+
+def test_a_run_whose_folder_was_removed_meanwhile_says_so_and_how_to_resume(
+    tmp_path: Path, few_digits: Path
+) -> None:
+    def remove(event: Event) -> None:
+        if isinstance(event, EpochDone):
+            shutil.rmtree(tmp_path / "a", ignore_errors=True)
+
+    config = TrainConfig(
+        data_dir=str(few_digits), num_workers=0, batch_size=24, max_epochs=3, flip=0.0,
+        report=False, storage_path=str(tmp_path), name="a",
+    )  # fmt: skip
+    with small_network(Small), pytest.raises(RunFailed) as caught:
+        train(config, remove)
+    first, second = str(caught.value).splitlines()
+    assert first.endswith("its folder was removed or moved meanwhile; put it back")
+    assert second.startswith("to resume: python -m cifar_dist.train --name a --resume")
+
+
+def test_a_folder_that_becomes_read_only_is_to_be_made_writable(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from cifar_dist.storage import *\n"
+        "os.getuid() or os.setuid(65534)\n"  # root may write everywhere
+        "write_atomically(Path(sys.argv[1]), b'1')\n"
+    )
+    folder = Path(tempfile.mkdtemp())  # pytest's own is its user's alone
+    folder.chmod(0o555)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder / "a.csv")], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": PYTHON_PATH}, timeout=PATIENCE_S,
+    )  # fmt: skip
+    folder.rmdir()
+    assert done.stderr.strip().endswith(
+        "a.csv: cannot be written (Permission denied); what was saved before is intact; make its "
+        "folder writable"
+    )
+
+
+def test_an_interruption_says_how_to_resume_where_nothing_can_be_written(
+    tmp_path: Path, few_digits: Path
+) -> None:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, EpochDone):
+            (tmp_path / "a" / "summary.json").mkdir()  # in the way of the file
+            raise Interrupted
+
+    config = TrainConfig(
+        data_dir=str(few_digits), num_workers=0, batch_size=24, max_epochs=3, flip=0.0,
+        report=False, storage_path=str(tmp_path), name="a",
+    )  # fmt: skip
+    with small_network(Small), pytest.raises(Interrupted, match=r"to resume: .* --name a --resume"):
+        train(config, interrupt)
