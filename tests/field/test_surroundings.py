@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,65 @@ def test_training_without_ray_inside_a_launchers_job_is_training_alone(
     assert trained.run.checkpoint(1).is_file()
     assert list((trained.run.path / "tensorboard").glob("events.*"))
     assert dict(os.environ) == before
+
+
+# The folder of Ray's sockets
+
+SESSION = """
+import os
+from cifar_dist.cluster.session import session
+
+with session():
+    import ray
+    print(ray.nodes()[0]["Alive"], "RAY_TMPDIR" in os.environ)
+"""
+FOLDER = """
+import os
+from cifar_dist.cluster.session import _in_usable_folder
+
+if not os.getuid():  # root may use everybody's folders
+    os.setuid(65534)
+with _in_usable_folder("local"):
+    print(os.environ.get("RAY_TMPDIR"))
+    for folder in ("/tmp/cifar_dist-65534", "/var/tmp/cifar_dist-65534"):
+        if os.path.isdir(folder):
+            os.rmdir(folder)
+"""
+
+
+def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    names = {**os.environ, "PYTHONPATH": PYTHON_PATH, **variables}
+    names = {name: value for name, value in names.items() if value}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd="/", env=names, capture_output=True, text=True,
+        timeout=PATIENCE_S,
+    )  # fmt: skip
+
+
+def test_ray_starts_where_tmpdir_is_too_long_for_its_sockets(tmp_path: Path) -> None:
+    folder = tmp_path / ("t" * 75)
+    folder.mkdir()
+    done = run_python(SESSION, TMPDIR=str(folder), RAY_TMPDIR="", RAY_ADDRESS="local")
+    assert done.stdout == "True False\n", done.stderr
+
+
+def test_a_ray_folder_of_another_user_is_avoided() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o777)
+        rays = Path(folder, "ray")
+        for make in (lambda: rays.mkdir(mode=0o700), lambda: rays.chmod(0o777)):
+            make()
+            # Where Ray runs as another user it leaves a file that only they may write.
+            (rays / "ray_current_cluster").touch(mode=0o600)
+            done = run_python(FOLDER, TMPDIR=folder, RAY_TMPDIR="")
+            assert done.stdout.startswith("/tmp"), done.stderr
+        refused = run_python(FOLDER, RAY_TMPDIR=folder)
+        assert refused.stderr.strip().endswith(
+            f"RAY_TMPDIR {folder}: its ray/ray_current_cluster is another user's; name another "
+            "folder"
+        )
+
+
+def test_a_ray_folder_that_is_named_and_too_long_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = run_python(FOLDER, RAY_TMPDIR=f"/tmp/{'t' * 75}")
+    assert "has 80 characters, and Ray's sockets allow for at most" in done.stderr
