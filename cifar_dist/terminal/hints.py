@@ -34,6 +34,11 @@ def files_in(folder: AnyPath) -> str:
     return " ".join(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir()))
 
 
+def in_one_line(name: str) -> str:
+    """Return a file's name with its control characters, line ends among them, escaped."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
+
+
 def put(stream: TextIO, text: str) -> None:
     """Write to a terminal, file or pipe at once; nothing where that cannot be written."""
     # A run outlives its display: a terminal that was closed, a pipe that nobody reads any more.
