@@ -1,4 +1,4 @@
-"""From the words on the command line to a config, and from an exception to an exit code."""
+"""From the words on the command line to a config."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import contextlib
 import dataclasses
 import io
 import os
-import select
-import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NoReturn, TextIO, TypeVar
+from itertools import zip_longest
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -30,14 +27,9 @@ from cifar_dist.config.tune import (
     tune_setting_names,
 )
 from cifar_dist.config.versions import as_given
-from cifar_dist.errors import Interrupted, RunFailed, UserError
+from cifar_dist.errors import UserError
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.search.directory import SearchDirectory
-from cifar_dist.signals import interrupt_on_signals
-from cifar_dist.storage import StoreError
-
-MESSAGE_LENGTH = 500
-"""Characters of an exception that fit into a line."""
 
 
 def parse_train(words: Sequence[str]) -> TrainConfig:
@@ -188,6 +180,7 @@ def _from_file(
 
 def _before_the_rest(words: Sequence[str]) -> argparse.Namespace:
     """Return the flags that decide what the other flags' defaults are."""
+    _check_switches(words)
     # By default argparse completes abbreviations: --pre would be a preset here, and then be refused
     # as unknown by the whole parser.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -238,6 +231,7 @@ def _parse(
     names: list[str],
     defaults: _Command | None = None,
 ) -> _Command:
+    _check_switches(words)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -264,6 +258,39 @@ def _parse(
     return command_line
 
 
+def _check_switches(words: Sequence[str]) -> None:
+    """Refuse a switch with a value, which tyro would take for the next word.
+
+    Raises:
+        UserError: there is one.
+    """
+    for word, after in zip_longest(words, words[1:], fillvalue=""):
+        name, given, value = word.replace("_", "-").partition("=")
+        negated = name.startswith("--no-")
+        switch = f"--{name.removeprefix('--no-').removeprefix('--')}"
+        if switch not in _SWITCHES:
+            continue
+        if not given:  # `--use-gpu True`, unless that is an image
+            if after.lower() not in _YES + _NO or os.path.exists(after):
+                continue
+            word, value = f"{word} {after}", after
+        yes, no = switch, f"--no-{switch.removeprefix('--')}"
+        wanted = f"{yes} or {no}"
+        if value.lower() in _YES + _NO:
+            wanted = yes if (value.lower() in _YES) != negated else no
+        raise UserError(f"{word}: {switch} is a switch and takes no value; write {wanted}")
+
+
+_YES = ("true", "yes", "on", "1")
+_NO = ("false", "no", "off", "0")
+_SWITCHES = {
+    flag(field.name)
+    for kind in (TrainConfig, TuneConfig, EvaluateConfig, PredictConfig, ExportConfig, ReportConfig)
+    for field in dataclasses.fields(kind)
+    if field.type in (bool, "bool")
+}
+
+
 def _first_sentence(box: str) -> str:
     """Return what tyro says in a drawn box of many lines as one line, without box and title."""
     said = []
@@ -274,83 +301,3 @@ def _first_sentence(box: str) -> str:
         if text and text[0] not in "╭╰─━":
             said.append(text)
     return " ".join(said) or "the command line cannot be read; see --help"
-
-
-def run_command(command: Callable[[list[str]], None]) -> NoReturn:
-    """Call a command with the words after the program's name, and exit.
-
-    The exit code says what came of it: 0 done; 1 the run failed, or the program did; 2 bad usage,
-    configuration or data, one line on standard error; 130 interrupted.
-    """
-    # Before the command, which loads modules for seconds: a signal then ends it with 130, too.
-    interrupt_on_signals()
-    for name in ("stdout", "stderr"):
-        if (stream := getattr(sys, name)) is None:  # `>&-`
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            # File names and classes may hold what the terminal cannot show.
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        command(sys.argv[1:])
-    except (UserError, StoreError) as error:
-        # A library's part of the message may have several lines.
-        _leave(2, f"error: {' '.join(str(error).split())}", error)
-    except RunFailed as error:
-        _leave(1, f"error: {error}", error)
-    except (Interrupted, KeyboardInterrupt) as error:
-        _leave(130, str(error) or "interrupted")
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and (_closed(sys.stdout) or _closed(sys.stderr)):
-            _leave(0)  # e.g. `| head -1`, which has read all that it wants
-        _leave(1, f"error: {_unforeseen(error)}", error)
-    _leave(0)
-
-
-def _unforeseen(error: Exception) -> str:
-    """Return an exception that no code expects as a line, and write its traceback to a file."""
-    line = f"{type(error).__name__}: {' '.join(str(error).split())}"[:MESSAGE_LENGTH].rstrip(": ")
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="cifar_dist-", suffix=".txt", delete=False, encoding="utf-8",
-            errors="backslashreplace",
-        ) as file:  # fmt: skip
-            traceback.print_exception(error, file=file)
-    except OSError:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{line}; raised at {last.filename}:{last.lineno} (no room for its traceback)"
-    return f"{line}; its traceback is in {file.name}"
-
-
-def _closed(stream: TextIO) -> bool:
-    """Return whether nobody reads a stream any more.
-
-    Raises:
-        OSError: it cannot be written for another reason.
-    """
-    try:
-        stream.flush()
-    except OSError as error:
-        # Else Python flushes it once more at its end, and complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if isinstance(error, BrokenPipeError):
-            return True
-        raise
-    # Without a buffer there is nothing to flush: what could not be written is lost already.
-    watched = select.poll()
-    watched.register(stream, 0)
-    return any(event & select.POLLERR for _, event in watched.poll(0))
-
-
-def _leave(code: int, message: str | None = None, error: Exception | None = None) -> NoReturn:
-    try:
-        # Flushed first, so that in a file that takes both streams the error comes last.
-        _closed(sys.stdout)
-    except OSError as failed:
-        code = code or 1
-        message = message or f"error: the output cannot be written ({failed.strerror})"
-    with contextlib.suppress(OSError):
-        for line in [message, *getattr(error, "__notes__", [])]:
-            if line is not None:
-                print(line, file=sys.stderr)
-        _closed(sys.stderr)
-    sys.exit(code)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_dist.cli import parse_evaluate, run_command
+from cifar_dist.cli import parse_evaluate
 from cifar_dist.config.model import EvaluateConfig
 from cifar_dist.config.train import with_absolute_paths
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, ignore
+from cifar_dist.exits import run_command
 from cifar_dist.inference.lookup import run_of, trained_config, weights_file
 from cifar_dist.storage import AnyPath, as_json, at, delete_folder, write_atomically
 from cifar_dist.terminal.hints import message_to_stderr, shown

@@ -15,10 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_dist.cli import parse_predict, run_command
+from cifar_dist.cli import parse_predict
 from cifar_dist.config.model import PredictConfig
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, ignore
+from cifar_dist.exits import run_command
 from cifar_dist.terminal.hints import in_one_line, message_to_stderr
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from cifar_dist.cli import parse_report, run_command
+from cifar_dist.cli import parse_report
 from cifar_dist.config.report import ReportConfig
+from cifar_dist.exits import run_command
 from cifar_dist.storage import AnyPath, StorePath, at
 from cifar_dist.terminal.hints import shown
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cifar_dist import __version__
-from cifar_dist.cli import parse_train, run_command
+from cifar_dist.cli import parse_train
 from cifar_dist.config.checks import check_image_side
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
 from cifar_dist.events import Listener, Order, Plan, RestartCounter, ignore
+from cifar_dist.exits import run_command
 from cifar_dist.model.networks import check_network, check_starting_weights
 from cifar_dist.registry import SCHEDULES, dataset_traits
 from cifar_dist.reports.attempt import leave_report

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cifar_dist import __version__
-from cifar_dist.cli import parse_tune, run_command
+from cifar_dist.cli import parse_tune
 from cifar_dist.config.checks import check_image_side
 from cifar_dist.config.files import read_settings
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.events import Listener, SearchPlan, ignore
+from cifar_dist.exits import run_command
 from cifar_dist.model.networks import check_network, check_starting_weights
 from cifar_dist.reports.attempt import leave_report
 from cifar_dist.runs.commit import git_commit

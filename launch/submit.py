@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_dist.cli import parse_evaluate, parse_train, parse_tune, run_command
+from cifar_dist.cli import parse_evaluate, parse_train, parse_tune
 from cifar_dist.errors import Interrupted, RunFailed, UserError, first_line
+from cifar_dist.exits import run_command
 from launch.dashboard import connect
 from launch.shipment import job_package, runtime_env
 

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from cifar_dist.config.model import PredictConfig
+from cifar_dist.cli import parse_predict, parse_train, parse_tune
+from cifar_dist.config.files import read_settings
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import TuneConfig
+from cifar_dist.errors import UserError
 from cifar_dist.events import EpochDone, Event
-from cifar_dist.predict import predict
 from cifar_dist.runs.directory import RunDirectory
-from cifar_dist.terminal.hints import in_one_line
+from cifar_dist.search.space import read_space
 from cifar_dist.terminal.run import Display
 from cifar_dist.terminal.search import SearchDisplay
 from cifar_dist.train import train
 from cifar_dist.tune import search
-from tests.conftest import PYTHON_PATH, encoded
+from tests.conftest import PYTHON_PATH
 from tests.processes import PATIENCE_S
 from tests.training.small import Small, small_network
 
@@ -46,7 +44,7 @@ def shell(
 
 def a_command(body: str) -> str:
     """A line of bash that runs a command of the package whose body is this."""
-    return f"""$python -c 'from cifar_dist.cli import *\ndef main(words):\n {body}
+    return f"""$python -c 'from cifar_dist.exits import *\ndef main(words):\n {body}
 run_command(main)'"""
 
 
@@ -275,103 +273,58 @@ def test_a_ray_folder_that_is_named_and_too_long_is_refused_in_one_line(tmp_path
     assert "has 80 characters, and Ray's sockets allow for at most" in done.stderr
 
 
-# Pictures of all sorts
-
-
-@pytest.fixture(scope="module")
-def model(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    config = few(few_digits, tmp_path_factory.mktemp("model"), max_epochs=1)
-    return str(train(config).run.path)
-
-
-def picture(form: str = "PNG") -> bytes:
-    return encoded(np.zeros((32, 32, 3), np.uint8), form)
-
-
-def predict_in(
-    folder: Path, model: str, *words: str, data: bytes = b"", then: str = "", **variables: str
-) -> subprocess.CompletedProcess[bytes]:
-    line = shlex.join(["-m", "cifar_dist.predict", model, *words])
-    return shell(f"$python {line} {then}", folder, data, **variables)
-
-
-def names(done: subprocess.CompletedProcess[bytes]) -> list[str]:
-    return [line.split(b"  ")[-1].decode() for line in done.stdout.splitlines()]
-
-
-def errors(done: subprocess.CompletedProcess[bytes]) -> list[str]:
-    lines = done.stderr.decode().splitlines()
-    return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-
-
-def test_predicting_a_folder_of_all_sorts_of_files(tmp_path: Path, model: str) -> None:
-    folder = tmp_path / "all"
-    folder.mkdir()
-    latin = os.fsdecode(b"caf\xe9.png")
-    for name in ("a.png", latin, "two\nlines.png", "caf\u00e9.png"):
-        (folder / name).write_bytes(picture())
-    for name in ("._a.png", "paper.pdf", "arrays.h5", "film.mpg", "notes.txt"):
-        (folder / name).write_bytes(b"\x89HDF\r\n\x1a\n")
-    (folder / "broken.png").write_bytes(b"\x89PNG")
-    (folder / "lost.png").symlink_to("nowhere.png")
-    for encoding in ("utf-8", "ascii"):
-        done = predict_in(tmp_path, model, "all", PYTHONIOENCODING=encoding)
-        assert done.returncode == 1
-        accent = "\u00e9" if encoding == "utf-8" else "\\xe9"
-        assert sorted(names(done)) == sorted(
-            ["all/a.png", "all/caf\\udce9.png", "all/two\\nlines.png", f"all/caf{accent}.png"]
-        )
-        assert errors(done) == [
-            "all/broken.png: is no image", "all/lost.png: No such file or directory",
-        ]  # fmt: skip
-
-
-def test_predicting_into_a_pipe_that_closes(tmp_path: Path, model: str) -> None:
-    (tmp_path / "a.png").write_bytes(picture())
-    then = "| head -1; echo ${PIPESTATUS[0]}"
-    done = predict_in(tmp_path, model, *["a.png"] * 400, then=then)
-    assert [line.split()[-1] for line in done.stdout.splitlines()] == [b"a.png", b"0"]
-    assert b"rror" not in done.stderr
-    assert b"Traceback" not in done.stderr
+# What is typed
 
 
 @pytest.mark.parametrize(
-    ("list_", "found", "missing"),
+    ("text", "said"),
     [
-        (b"none.png\na.png\n", ["a.png"], ["none.png"]),
-        (b"caf\xe9.png\na.png\nnone\xe9.png", ["caf\\udce9.png", "a.png"], ["none\\udce9.png"]),
-        (b"none.png\nnor this.png\n", [], ["none.png", "nor this.png"]),
-        (b"\xef\xbb\xbfa.png\r\n\r\nb.png\r\n", ["a.png", "b.png"], []),
-        (b"a.png\n" + b"n" * 5000 + b"\n", ["a.png"], ["n" * 5000]),
+        ("lr: 0.1\nseed: 3\nlr: 0.2\n", "lr is there twice, in lines 1 and 3; keep one of them"),
+        ("{lr: 0.1, lr: 0.1}", "lr is there twice, in lines 1 and 1"),
+        ("'lr': 0.1\nlr: 0.2\n", "lr is there twice, in lines 1 and 2"),
     ],
 )
-def test_predicting_a_list_with_missing_and_foreign_names(
-    tmp_path: Path, model: str, monkeypatch, list_: bytes, found: list[str], missing: list[str]
-) -> None:
-    for name in ("a.png", "b.png", os.fsdecode(b"caf\xe9.png")):
-        (tmp_path / name).write_bytes(picture())
+def test_a_yaml_file_with_a_key_twice_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "conf.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"--config .*conf.yaml: {said}"):
+        parse_train(["--config", str(tmp_path / "conf.yaml")])
+
+
+def test_a_space_with_a_key_twice_at_any_depth_is_refused(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("lr:\n  choice: [0.1]\n  choice: [0.2]\n")
+    with pytest.raises(UserError, match=r"--space .*choice is there twice, in lines 2 and 3"):
+        read_space(str(space))
+
+
+def test_a_yaml_file_that_merges_a_mapping_may_override_its_keys(tmp_path: Path) -> None:
+    file = tmp_path / "conf.yaml"
+    file.write_text("a: &a {lr: 0.1, seed: 1}\nb:\n  <<: *a\n  lr: 0.2\n")
+    assert read_settings(file)["b"] == {"lr": 0.2, "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--use-gpu=True"], "--use-gpu"),
+        (["--use_gpu=true"], "--use-gpu"),
+        (["--use-gpu", "True"], "--use-gpu"),
+        (["--use-gpu=False"], "--no-use-gpu"),
+        (["--no-report=0"], "--report"),
+        (["--resume=yes", "--name", "a"], "--resume"),
+        (["--tf32=maybe"], "--tf32 or --no-tf32"),
+    ],
+)
+@pytest.mark.parametrize("parse", [parse_train, parse_tune])
+def test_a_switch_with_a_value_says_that_it_is_one(parse, words: list[str], wanted: str) -> None:
+    said = rf" is a switch and takes no value; write {wanted}$"
+    with pytest.raises(UserError, match=said):
+        parse(words)
+
+
+def test_a_switch_before_an_image_is_no_switch_with_a_value(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(list_)))
-    done = list(predict(PredictConfig(model=model, images=("-",))))
-    assert [in_one_line(each.image) for each in done if each.classes] == found
-    assert [in_one_line(each.image) for each in done if each.error] == missing
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
-def test_predicting_an_image_from_standard_input(model: str, monkeypatch, form: str) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(picture(form))))
-    (done,) = predict(PredictConfig(model=model, images=("-",)))
-    assert (done.image, done.error, len(done.classes)) == ("-", None, 1)
-
-
-def test_predicting_with_an_empty_folder_among_others_or_a_closed_input(
-    tmp_path: Path, model: str
-) -> None:
-    (tmp_path / "a.png").write_bytes(picture())
-    (tmp_path / "empty").mkdir()
-    done = predict_in(tmp_path, model, "empty", "a.png")
-    assert (done.returncode, names(done)) == (1, ["a.png"])
-    assert errors(done) == ["empty: holds no images"]
-    done = predict_in(tmp_path, model, "-", then="<&-")
-    assert done.returncode == 2
-    assert errors(done)[0].startswith("-: standard input is closed")
+    (tmp_path / "1").touch()
+    assert parse_predict(["run", "--use-gpu", "1"]).images == ("1",)
+    with pytest.raises(UserError, match="--use-gpu on: --use-gpu is a switch"):
+        parse_predict(["run", "a.png", "--use-gpu", "on"])
