@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cifar_dist.cluster import ray_internals
 from cifar_dist.errors import UserError, first_line
 from cifar_dist.storage import AnyPath, StorePath
+from cifar_dist.variables import variables_restored
 
 CONNECT_TIMEOUT_S = 5
 LOOK_TIMEOUT_S = 60
@@ -122,12 +123,10 @@ def _in_usable_folder(address: str) -> Iterator[None]:
                 f"TMPDIR {usual}: {_problem(usual)}; set {name} to a folder of at most "
                 f"{_LONGEST} characters"
             )
-        if found != usual:
-            os.environ[name] = str(found)
-        try:
+        with variables_restored(name):
+            if found != usual:
+                os.environ[name] = str(found)
             yield
-        finally:
-            os.environ.pop(name, None)
 
 
 def _problem(folder: Path) -> str | None:

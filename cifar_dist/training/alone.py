@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from cifar_dist.variables import variables_restored
+
 
 class Alone(LightningEnvironment):
     """The environment of a single process.
@@ -45,8 +47,7 @@ def only_given_settings() -> Iterator[None]:
     Lightning takes them as the trainer's settings, which a run's config would not show.
     """
     names = [name for name in os.environ if name.startswith("PL_TRAINER_")]
-    kept = {name: os.environ.pop(name) for name in names}
-    try:
+    with variables_restored(*names):
+        for name in names:
+            del os.environ[name]
         yield
-    finally:
-        os.environ.update(kept)

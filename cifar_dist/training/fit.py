@@ -45,8 +45,10 @@ from cifar_dist.training.nonfinite import SkipNonFinite, StopOnNonFinite
 from cifar_dist.training.trackers import make_logger
 from cifar_dist.training.weights import weights_as_bytes
 from cifar_dist.training.writer import BackgroundWriter
+from cifar_dist.variables import variables_restored
 
 
+@variables_restored("PYTHONHASHSEED")
 def fit(
     config: TrainConfig,
     run: RunDirectory,

@@ -9,15 +9,18 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import ray
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from cifar_dist.cli import parse_predict, parse_train, parse_tune
+from cifar_dist.cluster.trainer import RAY_VARIABLES, Work, ray_settings, train_on_ray
 from cifar_dist.config.files import read_settings
-from cifar_dist.config.train import TrainConfig
+from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import UserError
-from cifar_dist.events import EpochDone, Event
+from cifar_dist.events import EpochDone, Event, RestartCounter, Started
+from cifar_dist.model.seeding import set_deterministic
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.search.space import read_space
 from cifar_dist.terminal.run import Display
@@ -328,3 +331,58 @@ def test_a_switch_before_an_image_is_no_switch_with_a_value(tmp_path: Path, monk
     assert parse_predict(["run", "--use-gpu", "1"]).images == ("1",)
     with pytest.raises(UserError, match="--use-gpu on: --use-gpu is a switch"):
         parse_predict(["run", "a.png", "--use-gpu", "on"])
+
+
+# A notebook, whose process outlives a run
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_on_ray_in_a_notebook_leaves_no_variables_behind(tmp_path: Path, monkeypatch) -> None:
+    for name in RAY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")  # a person's own choice
+    config = with_absolute_paths(
+        TrainConfig(dataset="digits", num_workers="1:2", storage_path=str(tmp_path), name="a")
+    )
+    before = dict(os.environ)
+    seen: list[dict[str, str]] = []
+
+    def look(event: Event) -> None:
+        seen.append(dict(os.environ))
+
+    run = RunDirectory.create(config)
+    ended = train_on_ray(config, run, "", {}, RestartCounter(look), worker=started)
+    assert ended is None
+    assert seen[0].keys() - before.keys() == set(RAY_VARIABLES) - before.keys()
+    assert seen[0]["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "1"
+    assert set(ray_settings(config)) <= set(RAY_VARIABLES)
+    assert dict(os.environ) == before
+
+
+def started(work: Work) -> None:
+    """Only report that a worker runs."""
+    ray.get(work.coordinator.put.remote(Started(1, None)))
+
+
+def test_a_run_in_a_notebook_without_ray_leaves_no_variables_behind(
+    tmp_path: Path, few_digits: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("PL_TRAINER_MAX_STEPS", "1")
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    set_deterministic(True)  # its variable has to be there before the first product on a GPU
+    before = dict(os.environ)
+    with small_network(Small):
+        train(few(few_digits, tmp_path, max_epochs=1))
+    assert dict(os.environ) == before
+
+
+def test_a_run_in_a_notebook_that_fails_leaves_no_variables_behind(
+    tmp_path: Path, few_digits: Path, monkeypatch
+) -> None:
+    def fail(event: Event) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    with small_network(Small), pytest.raises(KeyError):
+        train(few(few_digits, tmp_path, max_epochs=1), fail)
+    assert "PYTHONHASHSEED" not in os.environ
