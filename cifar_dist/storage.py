@@ -251,6 +251,8 @@ def _advice(error: OSError) -> str:
     """Return what to do where a file cannot be written."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return "its folder was removed or moved meanwhile; put it back"
+    if error.errno == errno.EISDIR:
+        return "a folder has its name; remove it, or name another file"
     saved = "what was saved before is intact"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{saved}; make its folder writable"

@@ -284,14 +284,18 @@ class RunDirectory(Directory):
         found = super().read_summary()
         return found if found.get("epochs", 0) <= len(self.read_metrics()) else {}
 
+    def read_environment(self) -> dict[str, Any]:
+        """Read ``environment.json``; empty before it is written, or where it is damaged."""
+        return _read_json(self.environment_file)
+
     def started_with_fingerprint(self) -> str | None:
         """Return the fingerprint of the data set that the run was started with, once known."""
-        found: str | None = _read_json(self.environment_file).get("dataset_fingerprint")
+        found: str | None = self.read_environment().get("dataset_fingerprint")
         return found
 
     def trained_on(self) -> dict[str, Any] | None:
         """Return name, classes, mean and std of the data set that the run was started with."""
-        found: dict[str, Any] | None = _read_json(self.environment_file).get("dataset")
+        found: dict[str, Any] | None = self.read_environment().get("dataset")
         return found
 
     def write_error(self, text: str) -> None:

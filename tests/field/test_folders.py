@@ -18,6 +18,7 @@ from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import TuneConfig, make_tune_config
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.events import EpochDone, Event, TrialUpdated
+from cifar_dist.report import report
 from cifar_dist.runs.directory import Directory, RunDirectory
 from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.search.space import read_space
@@ -36,7 +37,7 @@ def make_run(storage_path: str) -> Directory:
     return RunDirectory.create(TrainConfig(storage_path=storage_path, name="a"))
 
 
-def make_search(storage_path: str) -> Directory:
+def make_search(storage_path: str) -> SearchDirectory:
     config = TuneConfig(train=TrainConfig(storage_path=storage_path, name="a"))
     return SearchDirectory.create(config, read_space(config.space))
 
@@ -307,3 +308,23 @@ def test_an_interruption_says_how_to_resume_where_nothing_can_be_written(
     )  # fmt: skip
     with small_network(Small), pytest.raises(Interrupted, match=r"to resume: .* --name a --resume"):
         train(config, interrupt)
+
+
+def test_reporting_a_run_and_a_search_whose_files_were_cut(
+    tmp_path: Path, few_digits: Path
+) -> None:
+    config = TrainConfig(
+        data_dir=str(few_digits), num_workers=0, batch_size=24, max_epochs=1, flip=0.0,
+        report=False, storage_path=str(tmp_path), name="a",
+    )  # fmt: skip
+    with small_network(Small):
+        run = train(config).run
+    other = shutil.copytree(str(run.path), tmp_path / "b")
+    for name in ("environment.json", "test-predictions.safetensors", "summary.json", "metrics.csv"):
+        (tmp_path / "a" / name).write_bytes((tmp_path / "a" / name).read_bytes()[:30])
+    for paths in ([run.path], [run.path, other]):
+        assert report(paths, tmp_path / "page.html").is_file()
+    found = make_search(str(tmp_path / "searches"))
+    found.trials_parquet.write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"trials.parquet: is damaged .* writes it anew"):
+        report([found.path])
