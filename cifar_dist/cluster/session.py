@@ -20,7 +20,7 @@ from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_dist.cluster import ray_internals
-from cifar_dist.errors import UserError, first_line
+from cifar_dist.errors import Interrupted, UserError, first_line
 from cifar_dist.storage import AnyPath, StorePath
 from cifar_dist.variables import variables_restored
 
@@ -70,9 +70,9 @@ def session(verbose: bool = False) -> Iterator[str]:
             )
     except AuthenticationError:
         raise _other_token(address) from None
-    except UserError:
+    except (UserError, Interrupted):
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # also of that very type: "The current node timed out"
         if AuthenticationError.__name__ in str(error):  # Ray wraps its traceback
             raise _other_token(address) from None
         if address in _STARTING:
@@ -133,6 +133,8 @@ def _problem(folder: Path) -> str | None:
     """Return why Ray could not keep its files and sockets in a folder, if so."""
     if (length := len(os.fsencode(folder))) > _LONGEST:
         return f"has {length} characters, and Ray's sockets allow for at most {_LONGEST}"
+    if not folder.is_absolute():  # Ray's processes would wait for each other until they give up
+        return "is no absolute path"
     rays = folder / "ray"
     for each in (rays, rays / "ray_current_cluster"):
         # Of another user's, who has made it for themselves.

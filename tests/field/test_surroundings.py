@@ -271,9 +271,17 @@ def test_a_ray_folder_of_another_user_is_avoided() -> None:
         )
 
 
-def test_a_ray_folder_that_is_named_and_too_long_is_refused_in_one_line(tmp_path: Path) -> None:
-    done = run_python(FOLDER, RAY_TMPDIR=f"/tmp/{'t' * 75}")
-    assert "has 80 characters, and Ray's sockets allow for at most" in done.stderr
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        (f"/tmp/{'t' * 75}", "has 80 characters, and Ray's sockets allow for at most"),
+        ("relative", "RAY_TMPDIR relative: is no absolute path; name another folder"),
+        ("/etc/passwd", "RAY_TMPDIR /etc/passwd: cannot be created (File exists)"),
+    ],
+)
+def test_a_ray_folder_that_is_named_and_cannot_be_used_is_refused(folder: str, said: str) -> None:
+    done = run_python(FOLDER, RAY_TMPDIR=folder)
+    assert said in done.stderr.splitlines()[-1]
 
 
 # What is typed
