@@ -1,4 +1,4 @@
-"""From the words on the command line to a config, and from an exception to an exit code."""
+"""From the words on the command line to a config."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import sys
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NoReturn, TypeVar
+from itertools import zip_longest
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -26,11 +27,9 @@ from cifar_dist.config.tune import (
     tune_setting_names,
 )
 from cifar_dist.config.versions import as_given
-from cifar_dist.errors import Interrupted, RunFailed, UserError
+from cifar_dist.errors import UserError
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.search.directory import SearchDirectory
-from cifar_dist.signals import interrupt_on_signals
-from cifar_dist.storage import StoreError
 
 
 def parse_train(words: Sequence[str]) -> TrainConfig:
@@ -181,6 +180,7 @@ def _from_file(
 
 def _before_the_rest(words: Sequence[str]) -> argparse.Namespace:
     """Return the flags that decide what the other flags' defaults are."""
+    _check_switches(words)
     # By default argparse completes abbreviations: --pre would be a preset here, and then be refused
     # as unknown by the whole parser.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -231,6 +231,7 @@ def _parse(
     names: list[str],
     defaults: _Command | None = None,
 ) -> _Command:
+    _check_switches(words)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -257,6 +258,39 @@ def _parse(
     return command_line
 
 
+def _check_switches(words: Sequence[str]) -> None:
+    """Refuse a switch with a value, which tyro would take for the next word.
+
+    Raises:
+        UserError: there is one.
+    """
+    for word, after in zip_longest(words, words[1:], fillvalue=""):
+        name, given, value = word.replace("_", "-").partition("=")
+        negated = name.startswith("--no-")
+        switch = f"--{name.removeprefix('--no-').removeprefix('--')}"
+        if switch not in _SWITCHES:
+            continue
+        if not given:  # `--use-gpu True`, unless that is an image
+            if after.lower() not in _YES + _NO or os.path.exists(after):
+                continue
+            word, value = f"{word} {after}", after
+        yes, no = switch, f"--no-{switch.removeprefix('--')}"
+        wanted = f"{yes} or {no}"
+        if value.lower() in _YES + _NO:
+            wanted = yes if (value.lower() in _YES) != negated else no
+        raise UserError(f"{word}: {switch} is a switch and takes no value; write {wanted}")
+
+
+_YES = ("true", "yes", "on", "1")
+_NO = ("false", "no", "off", "0")
+_SWITCHES = {
+    flag(field.name)
+    for kind in (TrainConfig, TuneConfig, EvaluateConfig, PredictConfig, ExportConfig, ReportConfig)
+    for field in dataclasses.fields(kind)
+    if field.type in (bool, "bool")
+}
+
+
 def _first_sentence(box: str) -> str:
     """Return what tyro says in a drawn box of many lines as one line, without box and title."""
     said = []
@@ -267,31 +301,3 @@ def _first_sentence(box: str) -> str:
         if text and text[0] not in "╭╰─━":
             said.append(text)
     return " ".join(said) or "the command line cannot be read; see --help"
-
-
-def run_command(command: Callable[[list[str]], None]) -> NoReturn:
-    """Call a command with the words after the program's name, and exit.
-
-    The exit code says what came of it: 0 done; 1 the run failed; 2 bad usage, configuration
-    or data, one line on standard error; 130 interrupted.
-    """
-    # Before the command, which loads modules for seconds: a signal then ends it with 130, too.
-    interrupt_on_signals()
-    try:
-        command(sys.argv[1:])
-    except (UserError, StoreError) as error:
-        # A library's part of the message may have several lines.
-        _leave(2, f"error: {' '.join(str(error).split())}")
-    except RunFailed as error:
-        _leave(1, f"error: {error}")
-    except (Interrupted, KeyboardInterrupt) as error:
-        _leave(130, str(error) or "interrupted")
-    _leave(0)
-
-
-def _leave(code: int, message: str | None = None) -> NoReturn:
-    # Flushed first, so that in a file that takes both streams the error comes last.
-    sys.stdout.flush()
-    if message is not None:
-        print(message, file=sys.stderr)
-    sys.exit(code)

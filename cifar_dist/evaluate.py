@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_dist.cli import parse_evaluate, run_command
+from cifar_dist.cli import parse_evaluate
 from cifar_dist.config.model import EvaluateConfig
 from cifar_dist.config.train import with_absolute_paths
-from cifar_dist.errors import RunFailed, UserError
+from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, ignore
+from cifar_dist.exits import run_command
 from cifar_dist.inference.lookup import run_of, trained_config, weights_file
 from cifar_dist.storage import AnyPath, as_json, at, delete_folder, write_atomically
 from cifar_dist.terminal.hints import message_to_stderr, shown
@@ -221,12 +221,7 @@ def _confusion(scores: Scores) -> list[str]:
 def main(words: list[str]) -> None:
     """Parse, evaluate, and print the metrics."""
     config = parse_evaluate(words)
-    try:
-        evaluated = evaluate(config, message_to_stderr)
-    except (UserError, RunFailed):
-        raise
-    except Exception:
-        raise RunFailed(traceback.format_exc().strip()) from None
+    evaluated = evaluate(config, message_to_stderr)
     if config.format == "json":
         print(json.dumps(evaluated.to_dict(), indent=2))
     elif config.format == "csv":

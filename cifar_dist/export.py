@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cifar_dist.cli import parse_export, run_command
+from cifar_dist.cli import parse_export
 from cifar_dist.config.model import ExportConfig
 from cifar_dist.config.train import with_absolute_paths
 from cifar_dist.errors import RunFailed
 from cifar_dist.events import Listener, ignore
+from cifar_dist.exits import run_command
 from cifar_dist.inference.lookup import trained_config, weights_file
 from cifar_dist.storage import AnyPath, at, write_atomically
 from cifar_dist.terminal.hints import message_to_stderr, shown

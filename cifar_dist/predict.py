@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_dist.cli import parse_predict, run_command
+from cifar_dist.cli import parse_predict
 from cifar_dist.config.model import PredictConfig
 from cifar_dist.errors import UserError
 from cifar_dist.events import Listener, ignore
-from cifar_dist.terminal.hints import message_to_stderr
+from cifar_dist.exits import run_command
+from cifar_dist.terminal.hints import in_one_line, message_to_stderr
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,43 +101,57 @@ def _classified(
             yield tuple((about.classes[int(k)], float(p)) for k, p in zip(*row, strict=True))
 
 
-def _inputs(words: Iterable[str]) -> Iterator[tuple[str, Path | bytes]]:
+Source = Path | bytes | ValueError
+"""A file, an image's content, or why there is neither."""
+
+
+def _inputs(words: Sequence[str]) -> Iterator[tuple[str, Source]]:
     from cifar_dist.inference.images import pictures_in
 
     for word in words:
         if word == STANDARD_INPUT:
-            yield from _from_standard_input(sys.stdin.buffer.read())
-        elif Path(word).is_dir():
-            found = pictures_in(Path(word))
-            if not found:
+            yield from _from_standard_input()
+        elif os.path.isdir(word):
+            if found := pictures_in(Path(word)):
+                yield from ((str(file), file) for file in found)
+            elif len(words) == 1:
                 raise UserError(f"{word}: holds no images; name another folder, or files")
-            yield from ((str(file), file) for file in found)
+            else:
+                yield word, ValueError("holds no images")
         else:
             yield word, Path(word)
 
 
-def _from_standard_input(content: bytes) -> Iterator[tuple[str, Path | bytes]]:
-    """Yield an image, or the images whose names standard input holds."""
-    # Only the first line decides: an image's bytes are no file's name, and a missing file among
-    # many names is reported as such. Strict decoding would raise for an image.
-    lines = content.splitlines()
-    if all(Path(line.decode(errors="replace")).exists() for line in lines[:1]) and lines:
-        yield from ((name, Path(name)) for name in map(bytes.decode, lines) if name)
+def _from_standard_input() -> Iterator[tuple[str, Source]]:
+    """Yield an image, or the images whose names standard input holds, a line each."""
+    from cifar_dist.inference.images import is_picture
+
+    if sys.stdin is None:
+        raise UserError("-: standard input is closed; name files, or pass an image or names to it")
+    content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
+    # As names of files are bytes, whatever their encoding.
+    names = [os.fsdecode(line) for line in content.splitlines() if line]
+    # One file that is there makes a list, whichever name is missing: in an image no line is a
+    # file's name, nor is any image text.
+    if names and b"\0" not in content and (
+        any(map(os.path.isfile, names)) or not is_picture(content)
+    ):  # fmt: skip
+        yield from ((name, Path(name)) for name in names)
     else:
         yield STANDARD_INPUT, content
 
 
-def _chunks(
-    inputs: Iterator[tuple[str, Path | bytes]], size: int
-) -> Iterator[list[tuple[str, Path | bytes]]]:
+def _chunks(inputs: Iterator[tuple[str, Source]], size: int) -> Iterator[list[tuple[str, Source]]]:
     while chunk := list(islice(inputs, size)):
         yield chunk
 
 
-def _read(source: Path | bytes, about: DatasetInfo) -> NDArray[np.uint8] | str:
+def _read(source: Source, about: DatasetInfo) -> NDArray[np.uint8] | str:
     from cifar_dist.inference.images import read_picture
 
     try:
+        if isinstance(source, ValueError):
+            raise source
         return read_picture(source, about.side, about.channels)
     except ValueError as error:
         return str(error)
@@ -145,7 +162,7 @@ def _line(prediction: Prediction, form: str) -> str:
         classes = [{"class": name, "probability": p} for name, p in prediction.classes]
         return json.dumps({"image": prediction.image, "classes": classes})
     found = "  ".join(f"{name:<10} {p:.4f}" for name, p in prediction.classes)
-    return f"{found}  {prediction.image}"
+    return f"{found}  {in_one_line(prediction.image)}"
 
 
 def main(words: list[str]) -> None:
@@ -159,7 +176,7 @@ def main(words: list[str]) -> None:
             wrong += 1
             # One bad file among thousands does not end the command; the exit code shows it at the
             # end.
-            print(f"error: {prediction.image}: {prediction.error}", file=sys.stderr)
+            print(f"error: {in_one_line(prediction.image)}: {prediction.error}", file=sys.stderr)
             continue
         done += 1
         print(_line(prediction, config.format))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Sequence
 
-from cifar_dist.cli import parse_report, run_command
+from cifar_dist.cli import parse_report
 from cifar_dist.config.report import ReportConfig
-from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.storage import AnyPath, StoreError, StorePath, at
+from cifar_dist.exits import run_command
+from cifar_dist.storage import AnyPath, StorePath, at
 from cifar_dist.terminal.hints import shown
 
 
@@ -42,12 +41,7 @@ def report(
 def main(words: list[str]) -> None:
     """Parse, draw, and print the file's path."""
     config: ReportConfig = parse_report(words)
-    try:
-        file = report(config.paths, config.output, config.data_dir)
-    except (UserError, RunFailed, StoreError):
-        raise
-    except Exception:
-        raise RunFailed(traceback.format_exc().strip()) from None
+    file = report(config.paths, config.output, config.data_dir)
     print(f"report: {shown(file)}")
 
 

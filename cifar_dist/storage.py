@@ -277,10 +277,21 @@ def write_atomically(file: AnyPath, content: bytes) -> None:
         else:
             write_aside(file, [content])
     except OSError as error:
-        raise RunFailed(
-            f"{file}: cannot be written ({error.strerror}); what was saved before is intact; "
-            "make room for it"
-        ) from None
+        raise RunFailed(f"{file}: cannot be written ({error.strerror}); {_advice(error)}") from None
+
+
+def _advice(error: OSError) -> str:
+    """Return what to do where a file cannot be written."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return "its folder was removed or moved meanwhile; put it back"
+    if error.errno == errno.EISDIR:
+        return "a folder has its name; remove it, or name another file"
+    saved = "what was saved before is intact"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{saved}; make its folder writable"
+    if isinstance(error, StoreError):
+        return f"{saved}; check the store and its credentials"
+    return f"{saved}; make room for it"
 
 
 def write_aside(file: Path, parts: Iterable[bytes | memoryview]) -> None:

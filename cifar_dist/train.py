@@ -6,17 +6,17 @@ import contextlib
 import shlex
 import sys
 import time
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from cifar_dist import __version__
-from cifar_dist.cli import parse_train, run_command
+from cifar_dist.cli import parse_train
 from cifar_dist.config.checks import check_image_side
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
 from cifar_dist.events import Event, Listener, Order, Plan, RestartCounter, ignore
+from cifar_dist.exits import run_command
 from cifar_dist.model.networks import check_network, check_starting_weights
 from cifar_dist.registry import SCHEDULES, dataset_traits
 from cifar_dist.reports.attempt import leave_report
@@ -51,7 +51,8 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
 
     Raises:
         UserError: bad configuration or data, or too few resources; a new run leaves nothing.
-        RunFailed: the run failed after its restarts.
+        RunFailed: the run failed after its restarts. Other exceptions come from ``listener`` or a
+            library, e.g. of a run without Ray; a note says how to resume what was trained.
         Interrupted: the process was asked to stop; what is needed to resume is saved.
     """
     began = time.monotonic()
@@ -63,8 +64,6 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
 
     config = with_absolute_paths(config)
     run = RunDirectory.existing(config) if config.resume else RunDirectory.create(config)
-    if not config.resume:
-        run.write_config(config)
     to_resume = f"to resume: {resume_command(COMMAND, run.name, config.storage_path)}"
     try:
         outcome = _run(config, run, counter, {"command": command, "git_commit": git_commit()})
@@ -75,10 +74,11 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
         raise
     except (Interrupted, KeyboardInterrupt):
         # Both errors, since in a notebook no handler of ours turns Ctrl-C into `Interrupted`.
-        summarise("interrupted")
+        with contextlib.suppress(Exception):  # must not hide how to resume
+            summarise("interrupted")
         raise Interrupted(f"interrupted; {to_resume}") from None
     except RunFailed as error:
-        with contextlib.suppress(RunFailed):  # no room for that either
+        with contextlib.suppress(Exception):  # e.g. no room for that either
             summarise("failed")
             if config.report:
                 leave_report(run, listener)
@@ -86,6 +86,12 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
             to_resume += " --on-nonfinite skip"
         # Of the same type, by which callers distinguish a run that diverged.
         raise type(error)(f"{error}\n{to_resume}") from error
+    except Exception as error:  # which no code expects, e.g. a library's
+        if config.resume or not run.discard():
+            error.add_note(to_resume)
+            with contextlib.suppress(Exception):
+                summarise("failed")
+        raise
     trained = Trained(run, outcome, summarise("completed", outcome))
     if config.report:
         leave_report(run, listener)
@@ -126,13 +132,8 @@ def _run(
         def ask(step: int) -> Order:
             return Order.STOP if interrupted() else Order.CONTINUE
 
-        try:
-            with interruption_noted(listener) as interrupted:
-                return fit(config, run, dataset, launched=launched, listener=listener, ask=ask)
-        except (UserError, Interrupted, RunFailed):
-            raise
-        except Exception:
-            raise RunFailed(traceback.format_exc().strip()) from None
+        with interruption_noted(listener) as interrupted:
+            return fit(config, run, dataset, launched=launched, listener=listener, ask=ask)
 
     from cifar_dist.cluster.resources import have_resources
     from cifar_dist.cluster.session import check_shared, session

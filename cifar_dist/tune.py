@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
@@ -10,13 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cifar_dist import __version__
-from cifar_dist.cli import parse_tune, run_command
+from cifar_dist.cli import parse_tune
 from cifar_dist.config.checks import check_image_side
 from cifar_dist.config.files import read_settings
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
 from cifar_dist.events import Listener, SearchPlan, ignore
+from cifar_dist.exits import run_command
 from cifar_dist.model.networks import check_network, check_starting_weights
 from cifar_dist.reports.attempt import leave_report
 from cifar_dist.runs.commit import git_commit
@@ -109,11 +111,25 @@ def search(
             directory.discard()
         raise
     except (Interrupted, KeyboardInterrupt):
-        finish("interrupted")
+        with contextlib.suppress(Exception):  # must not hide how to resume
+            finish("interrupted")
         raise Interrupted(f"interrupted; {to_resume}") from None
     except RunFailed as error:
-        finish("failed")
+        with contextlib.suppress(Exception):
+            finish("failed")
         raise RunFailed(f"{error}\n{to_resume}") from error
+    except Exception as error:  # which no code expects, e.g. a library's
+        if resume or not directory.discard():
+            error.add_note(to_resume)
+            with contextlib.suppress(Exception):
+                finish("failed")
+        raise
+    if not directory.config_file.is_file():
+        finish("failed")
+        raise RunFailed(
+            f"{directory.path}: its files were removed or moved while the search ran; its tables "
+            "are written anew, and it cannot be resumed: start it with another --name"
+        )
     unfinished = bool(trial_table.summary()["unfinished"])
     searched = finish("unfinished" if unfinished else "completed")
     if config.train.report:
@@ -228,6 +244,7 @@ def _run(
                     "with; name the folder that it was started with"
                 )
         # Only now, when nothing refuses the search any more: a refused resume changes nothing.
+        directory.remove_leftovers()
         directory.write_config(config)
         listener(_plan(config, directory, trial_table, dataset, where, len(left), slots(config)))
         run_trials(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
@@ -10,38 +11,49 @@ from typing import Any
 from packaging.requirements import Requirement
 
 import cifar_dist
+from launch.packing import Package, module, package
 
-LEFT_HERE = [
-    ".git/", ".venv/", "venv/", "env/", "/data/", "/runs/", "__pycache__/", "*.egg-info/",
-    ".*_cache/", "*.parquet", "*.safetensors", "*.ckpt", "*.whl",
-]  # fmt: skip
-"""Not sent, in the syntax of a .gitignore; files that .gitignore files name are omitted besides."""
 STOP_TIMEOUT_S = 180
 """How long a job that is asked to stop may take to save its checkpoint before it is killed."""
 
 
-def runtime_env(folder: Path, tool: str | None) -> dict[str, Any]:
+def job_package(folder: Path, named: Iterable[str] = ()) -> Package:
+    """Choose the files that a job is sent with: a folder's, and the package where it lacks it.
+
+    Args:
+        folder: the job runs in a copy of it.
+        named: words of the command, some of which may name files.
+
+    Raises:
+        UserError: as `launch.packing.package`.
+    """
+    chosen = package(folder, named)
+    installed = Path(cifar_dist.__file__).resolve().parent
+    if not (folder / "cifar_dist").is_dir():
+        for part in (installed, installed.parent / "tune_spaces"):
+            for name, file in module(part).items():
+                chosen.files.setdefault(f"{part.name}/{name}", file)
+    return chosen
+
+
+def runtime_env(packed: Path, tool: str | None) -> dict[str, Any]:
     """Return Ray's runtime environment for a job.
 
     Args:
-        folder: whose files are sent; the job runs in a copy of it.
+        packed: the zip file of what `job_package` chose; the job runs in a copy of its content.
         tool: ``uv`` or ``pip``, which installs this machine's versions of what the project depends
             on, on every node, once; None where they are there.
     """
     from cifar_dist.cluster.ray_internals import PLAIN_RAY
 
     env: dict[str, Any] = {
-        "working_dir": str(folder),
-        "excludes": LEFT_HERE,
+        # A file: what Ray would pack of a folder holds secrets, and what links lead to.
+        "working_dir": str(packed),
         # Ray's own are 3 s. Lines are to come when they are written.
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT_S), "PYTHONUNBUFFERED": "1"},
     }
     if os.environ.get(PLAIN_RAY):  # the job's driver decides by its own environment
         env["env_vars"][PLAIN_RAY] = os.environ[PLAIN_RAY]
-    if not (folder / "cifar_dist").is_dir():
-        package = Path(cifar_dist.__file__).resolve().parent
-        spaces = package.parent / "tune_spaces"
-        env["py_modules"] = [str(each) for each in (package, spaces) if each.is_dir()]
     if tool is not None:
         env[tool] = {"packages": dependencies()}
     return env

@@ -3,9 +3,10 @@
     python -m launch.submit --address http://HEAD:8265 -- train --num-workers 16 --use-gpu \\
         --storage-path /shared/runs
 
-sends this folder's code to the cluster (without data, runs, virtual environments and git), with
-the versions that it depends on, and shows the job's output until it ends. The exit code is the
-job's. Ctrl-C asks the job to save a checkpoint and stop; a second one leaves it running.
+sends this folder's code to the cluster (in a git checkout what git tracks and what is new; never
+secrets, data or results), with the versions that it depends on, and shows the job's output until
+it ends. The exit code is the job's. Ctrl-C asks the job to save a checkpoint and stop; a second one
+leaves it running.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import contextlib
 import shlex
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_dist.cli import parse_evaluate, parse_train, parse_tune, run_command
+from cifar_dist.cli import parse_evaluate, parse_train, parse_tune
 from cifar_dist.errors import Interrupted, RunFailed, UserError, first_line
+from cifar_dist.exits import run_command
 from launch.dashboard import connect
-from launch.shipment import runtime_env
+from launch.shipment import job_package, runtime_env
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -64,9 +67,15 @@ def _do(chosen: argparse.Namespace, address: str) -> None:
         _leave_with(follow(client, address, chosen.follow))
     else:
         entrypoint = _entrypoint(chosen.command)
+        package = job_package(Path.cwd(), chosen.command)
         client = connect(address, chosen.insecure)
         tool = None if chosen.image_has_it else chosen.install_with
-        job = _send(client, address, entrypoint, runtime_env(Path.cwd(), tool))
+        # To standard error: the first line of the output names the job.
+        print(*package.lines(), sep="\n", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            packed = Path(folder) / "package.zip"
+            package.write(packed)
+            job = _send(client, address, entrypoint, runtime_env(packed, tool))
         print(f"job {job}; {_to_follow(address, job)}", flush=True)
         if not chosen.no_wait:
             _leave_with(follow(client, address, job))

@@ -18,7 +18,7 @@ from tests.processes import PATIENCE_S
 
 HELP = """
 import sys
-from cifar_dist.cli import run_command
+from cifar_dist.exits import run_command
 import runpy
 command = sys.argv[1]
 sys.argv = [command, "--help"]

@@ -98,7 +98,7 @@ def test_the_main_job_learns_real_cifar10(
 WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None  # importing it raises
-from cifar_dist.cli import run_command
+from cifar_dist.exits import run_command
 from cifar_dist.train import main
 run_command(main)
 """

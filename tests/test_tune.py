@@ -119,7 +119,8 @@ def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
 # --- kills -----------------------------------------------------------------------------------
 
 SEARCH = """
-from cifar_dist.cli import parse_tune, run_command
+from cifar_dist.cli import parse_tune
+from cifar_dist.exits import run_command
 from cifar_dist.tune import search
 from tests.cluster import trials
 

@@ -20,12 +20,21 @@ from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_dist.cluster import ray_internals
-from cifar_dist.errors import UserError, first_line
+from cifar_dist.errors import Interrupted, UserError, first_line
 from cifar_dist.storage import AnyPath, StorePath
+from cifar_dist.variables import variables_restored
 
 CONNECT_TIMEOUT_S = 5
 LOOK_TIMEOUT_S = 60
 """How long nodes may take to report whether they see a folder."""
+
+
+_STARTING = ("", "local")
+"""Values of ``RAY_ADDRESS`` with which Ray may start a cluster on this machine."""
+_OWN = "cifar_dist-"
+"""Beginning of the names of folders that are made for Ray, one for each user."""
+# A socket's path has at most 107 bytes. Ray's are ray/session_DATE_TIME_PID/sockets/plasma_store.
+_LONGEST = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 
 @contextmanager
@@ -53,7 +62,7 @@ def session(verbose: bool = False) -> Iterator[str]:
     # one ignores the option. With --verbose, Ray's clean-up actor would complain of its absence.
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with ray_internals.lean_cluster(log_monitor=not verbose):
+        with _in_usable_folder(address), ray_internals.lean_cluster(log_monitor=not verbose):
             ray.init(
                 include_dashboard=verbose,
                 log_to_driver=verbose,
@@ -61,9 +70,16 @@ def session(verbose: bool = False) -> Iterator[str]:
             )
     except AuthenticationError:
         raise _other_token(address) from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:  # also of that very type: "The current node timed out"
         if AuthenticationError.__name__ in str(error):  # Ray wraps its traceback
             raise _other_token(address) from None
+        if address in _STARTING:
+            raise UserError(
+                f"Ray cannot be started on this machine ({first_line(error)}); its files are in "
+                "the folder that RAY_TMPDIR names, else TMPDIR or /tmp"
+            ) from None
         raise _not_answering(address, error) from None
     # Ray replaces the handler of SIGTERM by one that exits at once, without a checkpoint. In other
     # threads than the main one it does not, and Python would refuse to set it back.
@@ -81,6 +97,56 @@ def session(verbose: bool = False) -> Iterator[str]:
         # cluster that nobody ends.
         ray_internals.forbid_auto_connect()
         ray.shutdown()
+
+
+@contextmanager
+def _in_usable_folder(address: str) -> Iterator[None]:
+    """While this lasts Ray starts a cluster in a folder that it can use.
+
+    Raises:
+        UserError: there is none, or the one that ``RAY_TMPDIR`` names cannot be used.
+    """
+    name = "RAY_TMPDIR"
+    if address not in _STARTING:
+        yield
+    elif given := os.environ.get(name):
+        if problem := _problem(Path(given)):
+            raise UserError(f"{name} {given}: {problem}; name another folder")
+        yield
+    else:
+        usual = Path(os.environ.get("TMPDIR") or "/tmp")
+        mine = f"{_OWN}{os.getuid()}"
+        folders = (usual, Path("/tmp"), Path("/tmp", mine), Path("/var/tmp", mine))
+        found = next((each for each in folders if not _problem(each)), None)
+        if found is None:
+            raise UserError(
+                f"TMPDIR {usual}: {_problem(usual)}; set {name} to a folder of at most "
+                f"{_LONGEST} characters"
+            )
+        with variables_restored(name):
+            if found != usual:
+                os.environ[name] = str(found)
+            yield
+
+
+def _problem(folder: Path) -> str | None:
+    """Return why Ray could not keep its files and sockets in a folder, if so."""
+    if (length := len(os.fsencode(folder))) > _LONGEST:
+        return f"has {length} characters, and Ray's sockets allow for at most {_LONGEST}"
+    if not folder.is_absolute():  # Ray's processes would wait for each other until they give up
+        return "is no absolute path"
+    rays = folder / "ray"
+    for each in (rays, rays / "ray_current_cluster"):
+        # Of another user's, who has made it for themselves.
+        if os.path.lexists(each) and not os.access(each, os.R_OK | os.W_OK):
+            return f"its {each.relative_to(folder)} is another user's"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        return f"cannot be created ({error.strerror})"
+    if folder.name.startswith(_OWN) and folder.stat().st_uid != os.getuid():
+        return "is another user's"  # who could read what is sent through the sockets
+    return None if os.access(rays if rays.exists() else folder, os.W_OK) else "cannot be written"
 
 
 def use_token() -> None:
@@ -186,7 +252,7 @@ def check_shared(folder: AnyPath) -> None:
     if isinstance(folder, StorePath) or not others:
         return
     # A new file, since a folder of that name may exist on each node and yet not be shared.
-    mark = folder / f".seen-{uuid.uuid4().hex[:8]}"
+    mark = folder / f".seen-{uuid.uuid4().hex[:8]}.tmp"
     mark.touch()
     try:
         # No CPU, so that the check also runs on nodes that are full.

@@ -50,7 +50,14 @@ from cifar_dist.events import (
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.metrics import Outcome
 from cifar_dist.storage import AnyPath, delete_folder
+from cifar_dist.variables import variables_restored
 
+RAY_VARIABLES = (
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
+)
+"""The variables that `ray_settings` may set, for as long as a run lasts."""
 RAY_FOLDER = ".ray"
 """The folder of Ray's own files, in the run's directory while the run lasts."""
 POLL_S = 0.2
@@ -158,6 +165,7 @@ def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
     return outcome
 
 
+@variables_restored(*RAY_VARIABLES)
 def train_on_ray(
     config: TrainConfig,
     run: RunDirectory,

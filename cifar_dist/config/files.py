@@ -27,6 +27,8 @@ def read_settings(file: str | AnyPath, given_by: str = "--config") -> dict[str, 
         settings = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{given_by} {file}: cannot be read ({_reason(error)})") from None
+    except _Twice as error:
+        raise UserError(f"{given_by} {file}: {error}; keep one of them") from None
     except yaml.YAMLError as error:
         raise UserError(f"{given_by} {file}: is not YAML: {' '.join(str(error).split())}") from None
     if settings is None:
@@ -40,10 +42,26 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+class _Twice(Exception):
+    """A mapping holds a key twice."""
+
+
 # Safe: YAML can name Python objects to construct, and a file from elsewhere must run no code.
 class _Loader(yaml.SafeLoader):
     """PyYAML follows YAML 1.1, where ``1e-3`` is text and ``1:4`` is 64 (base 60); this one
-    reads numbers as YAML 1.2 does, which is what people mean."""
+    reads numbers as YAML 1.2 does, which is what people mean. It also refuses a key that comes
+    twice, of which PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            # Not `<<`, which merges a mapping whose values these override.
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                if (same := (key.tag, key.value)) in lines:
+                    raise _Twice(f"{key.value} is there twice, in lines {lines[same]} and {line}")
+                lines[same] = line
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_constructor(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from cifar_dist.errors import first_line
 
@@ -63,8 +63,33 @@ def read_picture(source: Path | bytes, side: int, channels: int = 3) -> NDArray[
 def pictures_in(folder: Path) -> list[Path]:
     """Return the files in a folder and its subfolders whose names are of kinds that can be read."""
     Image.init()
-    kinds = set(Image.registered_extensions())
-    # Sorted, since file systems list a folder in an order of their own.
+    kinds = {name for name, kind in Image.registered_extensions().items() if _can_read(kind)}
+    # Sorted, since file systems list a folder in an order of their own. The files that macOS puts
+    # beside others on foreign disks, ._NAME, have their suffix and hold no image.
     return sorted(
-        file for file in folder.rglob("*") if file.suffix.lower() in kinds and file.is_file()
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in kinds and not file.name.startswith("._") and not file.is_dir()
     )
+
+
+def is_picture(content: bytes) -> bool:
+    """Return whether this is the content of a picture, broken or not."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(content)).close()
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # of the reader of its kind
+        return True
+    return True
+
+
+def _can_read(kind: str) -> bool:
+    """Return whether Pillow can read a kind of file of which it knows the suffix."""
+    # It registers kinds that it only writes, e.g. PDF, only identifies, e.g. MPEG, and those that
+    # programs may add a reader for, e.g. HDF5.
+    opened, _ = Image.OPEN.get("JPEG" if kind == "MPO" else kind, (None, None))
+    only_known = isinstance(opened, type) and issubclass(opened, ImageFile.StubImageFile)
+    return opened is not None and not only_known and kind != "MPEG"

@@ -10,7 +10,7 @@ import pandas as pd
 
 from cifar_dist.reports import run_figures
 from cifar_dist.reports.page import Cell, Page, Section, Table, cell, in_time, plain
-from cifar_dist.reports.run import best_row, environment_of, history_of, recorded
+from cifar_dist.reports.run import best_row, history_of, recorded
 from cifar_dist.runs.directory import RunDirectory
 
 CURVES = {
@@ -42,7 +42,7 @@ def comparison_page(runs: Sequence[RunDirectory]) -> Page:
         for drawing in run_figures.overlaid(known, metric, caption)
     ]
     notes = [f"{name} has not finished an epoch." for name in names if name not in begun]
-    environments = {name: environment_of(run) for name, run in zip(names, runs, strict=True)}
+    environments = {name: run.read_environment() for name, run in zip(names, runs, strict=True)}
     return Page(
         title=" · ".join(names) if len(names) <= 4 else f"{len(names)} runs",
         subtitle=f"Comparison of {len(names)} runs",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import Any, Literal
 
@@ -46,7 +45,7 @@ def run_page(run: RunDirectory, data_dir: str | None = None, measure: bool = Tru
     config = run.read_config()
     history = history_of(run)
     summary = run.read_summary()
-    environment = environment_of(run)
+    environment = run.read_environment()
     predictions, missing = _predictions(run, config, summary, data_dir, measure)
     status = str(summary.get("status", "not ended"))
     data = environment.get("dataset_fingerprint")
@@ -86,14 +85,6 @@ def best_row(history: pd.DataFrame) -> pd.Series[Any] | None:
     # idxmax takes the first of equals, as `MetricsHistory` keeps the earliest.
     best: pd.Series[Any] = history.loc[history["val_accuracy"].idxmax()]
     return best
-
-
-def environment_of(run: RunDirectory) -> dict[str, Any]:
-    """Read ``environment.json``; empty before it is written."""
-    if not run.environment_file.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(run.environment_file.read_text())
-    return found
 
 
 def _facts(

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import DEFAULT_MAX_EPOCHS, TuneConfig, tune_setting_names
+from cifar_dist.errors import UserError, first_line
 from cifar_dist.reports import search_figures
 from cifar_dist.reports.page import Page, Section, Table, cell, in_time, names_and_values, share
 from cifar_dist.reports.search_figures import Setting
@@ -82,7 +83,14 @@ def _ordinary(config: TuneConfig) -> TuneConfig:
 
 def _frame(file: AnyPath) -> pd.DataFrame:
     """Read a table; empty before it is written."""
-    return pd.read_parquet(io.BytesIO(file.read_bytes())) if file.is_file() else pd.DataFrame()
+    if not file.is_file():
+        return pd.DataFrame()
+    try:
+        return pd.read_parquet(io.BytesIO(file.read_bytes()))
+    except ValueError as error:
+        raise UserError(
+            f"{file}: is damaged ({first_line(error)}); --resume of the search writes it anew"
+        ) from None
 
 
 def _facts(summary: dict[str, Any], config: TuneConfig) -> list[tuple[str, str, str]]:

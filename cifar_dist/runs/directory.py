@@ -5,15 +5,14 @@ Every file is there whole or not at all, on a disk and in an object store.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,55 +26,13 @@ from cifar_dist.config.train import (
 from cifar_dist.config.versions import own_settings
 from cifar_dist.errors import UserError
 from cifar_dist.registry import COLUMNS, SCHEDULES
+from cifar_dist.runs.create import new_folder
 from cifar_dist.runs.metrics import Outcome, read_rows
 from cifar_dist.storage import AnyPath, as_json, at, delete_folder, is_writable, write_atomically
 
+_ASIDE = ".*.tmp"
+"""Names of files that `write_atomically` writes aside."""
 _CHECKPOINT = re.compile(r"epoch-(\d{4,})(?:-step-(\d{4,}))?\.ckpt")
-
-
-def new_folder(storage_path: str, name: str | None, stem: str) -> AnyPath:
-    """Make a new folder, named, or after a stem and the time; absolute.
-
-    Raises:
-        UserError: the name is taken, or the folder cannot be made.
-    """
-    storage = at(storage_path)
-    if name is None:
-        stem = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        names = (stem, *(f"{stem}-{number}" for number in range(2, 100)))
-        try:
-            name = next((each for each in names if not _taken(storage / each)), None)
-        except OSError as error:
-            raise _unwritable(storage_path, error) from None
-        if name is None:
-            raise UserError(f"--storage-path {storage_path}: too many runs a second; --name one")
-    folder = storage / name
-    try:
-        # The creation itself decides who gets a name: of two commands that start together, on a
-        # disk one is refused.
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        if folder.is_dir():
-            raise UserError(
-                f"--name {name}: {folder} exists; resume it with --resume, or choose another --name"
-            ) from None
-        raise UserError(
-            f"--storage-path {storage_path}: a file of that name is in the way"
-        ) from None
-    except OSError as error:
-        raise _unwritable(storage_path, error) from None
-    return folder
-
-
-def _taken(folder: AnyPath) -> bool:
-    # Not Path.exists, which raises where the folder may not be searched.
-    return os.path.lexists(folder) if isinstance(folder, Path) else folder.exists()
-
-
-def _unwritable(storage_path: str, error: OSError) -> UserError:
-    return UserError(
-        f"--storage-path {storage_path}: cannot be written ({error.strerror}); name another folder"
-    )
 
 
 @dataclass(frozen=True)
@@ -110,11 +67,36 @@ class Directory:
         return self.path / "summary.json"
 
     def read_summary(self) -> dict[str, Any]:
-        """Read ``summary.json``; empty before a first command has ended."""
-        if not self.summary_file.is_file():
-            return {}
-        found: dict[str, Any] = json.loads(self.summary_file.read_text())
-        return found
+        """Read ``summary.json``; empty before a first command has ended, or where it is damaged."""
+        return _read_json(self.summary_file)
+
+    def discard(self) -> bool:
+        """Delete the directory of what never began, so that its name is free again.
+
+        Returns:
+            Whether it did; what was trained stays as it is.
+        """
+        # Called while an exception is handled, which an error of a store must not replace.
+        with contextlib.suppress(OSError):
+            if not self._has_begun():
+                delete_folder(self.path)
+                return True
+        return False
+
+    def _has_begun(self) -> bool:
+        """Return whether there is anything that was trained."""
+        raise NotImplementedError
+
+    def remove_leftovers(self) -> None:
+        """Remove what writers left that were killed; each file may be a whole checkpoint's.
+
+        Only while nobody else writes to the directory.
+        """
+        if isinstance(self.path, Path):  # a store keeps nothing of an upload that did not end
+            for file in [*self.path.glob(_ASIDE), *self.path.glob(f"checkpoints/{_ASIDE}")]:
+                # A file that cannot be removed costs its room, and no run.
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
     def check_writable(self) -> None:
         """Check that the directory can be written to.
@@ -132,14 +114,14 @@ class RunDirectory(Directory):
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunDirectory:
-        """Make a new run's directory, with a name from dataset and time unless it has one.
+        """Make a new run's directory, with ``config.yaml``; unless it has a name, it gets one from
+        dataset and time.
 
         Raises:
             UserError: the name is taken, or the directory cannot be made.
         """
-        run = cls(new_folder(config.storage_path, config.name, config.dataset))
-        run.checkpoints.mkdir()
-        return run
+        content = {"checkpoints": None, "config.yaml": _as_written(config)}
+        return cls(new_folder(config.storage_path, config.name, config.dataset, content))
 
     @classmethod
     def existing(cls, config: TrainConfig) -> RunDirectory:
@@ -181,14 +163,9 @@ class RunDirectory(Directory):
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.write_config(config)
 
-    def discard(self) -> None:
-        """Delete the directory of a run that never began, so that its name is free again.
-
-        One that has trained an epoch stays as it is.
-        """
+    def _has_begun(self) -> bool:
         # A worker's refusal may come after epochs of training, when it was restarted: they stay.
-        if not self.checkpoints_newest_first() and not self.read_metrics():
-            delete_folder(self.path)
+        return bool(self.checkpoints_newest_first() or self.read_metrics())
 
     @property
     def metrics_file(self) -> AnyPath:
@@ -273,8 +250,7 @@ class RunDirectory(Directory):
 
         Not into the same directory: ``resume`` and the name, which is the directory's, are omitted.
         """
-        fresh = config.replace(resume=False, name=None)
-        write_atomically(self.config_file, fresh.to_yaml().encode())
+        write_atomically(self.config_file, _as_written(config))
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write all rows to ``metrics.csv``; floats so that they read back exactly.
@@ -298,20 +274,28 @@ class RunDirectory(Directory):
         """
         if not self.metrics_file.is_file():
             return []
-        return read_rows(self.metrics_file.read_text())
+        return read_rows(self.metrics_file.read_bytes().decode(errors="replace"))
+
+    def read_summary(self) -> dict[str, Any]:
+        """Read ``summary.json``; empty too where rows of ``metrics.csv`` are lost.
+
+        What ended is then not known whole, and a trial of a search runs again.
+        """
+        found = super().read_summary()
+        return found if found.get("epochs", 0) <= len(self.read_metrics()) else {}
+
+    def read_environment(self) -> dict[str, Any]:
+        """Read ``environment.json``; empty before it is written, or where it is damaged."""
+        return _read_json(self.environment_file)
 
     def started_with_fingerprint(self) -> str | None:
         """Return the fingerprint of the data set that the run was started with, once known."""
-        if not self.environment_file.is_file():
-            return None
-        found: str | None = json.loads(self.environment_file.read_text())["dataset_fingerprint"]
+        found: str | None = self.read_environment().get("dataset_fingerprint")
         return found
 
     def trained_on(self) -> dict[str, Any] | None:
         """Return name, classes, mean and std of the data set that the run was started with."""
-        if not self.environment_file.is_file():
-            return None
-        found: dict[str, Any] | None = json.loads(self.environment_file.read_text()).get("dataset")
+        found: dict[str, Any] | None = self.read_environment().get("dataset")
         return found
 
     def write_error(self, text: str) -> None:
@@ -361,6 +345,24 @@ class RunDirectory(Directory):
             summary["error"] = error
         write_atomically(self.summary_file, as_json(summary))
         return summary
+
+
+def _read_json(file: AnyPath) -> dict[str, Any]:
+    """Read what a command wrote about itself; empty where it is missing, or cut as by a full disk.
+
+    It then says as little as before it was written, and is written anew at the next end.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _as_written(config: TrainConfig) -> bytes:
+    return config.replace(resume=False, name=None).to_yaml().encode()
 
 
 def _position(checkpoint: AnyPath) -> tuple[int, int]:

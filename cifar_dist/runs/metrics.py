@@ -46,10 +46,22 @@ def read_rows(text: str) -> list[dict[str, Any]]:
 
     Returns:
         A dict of all `COLUMNS` a row. A column that the file does not have, or a value that it
-        leaves empty, is None; a column that only another version has is ignored.
+        leaves empty, is None; a column that only another version has is ignored. Rows from the
+        first one on that is cut or damaged are omitted.
     """
-    rows = csv.DictReader(io.StringIO(text))
-    return [{name: _value(name, row.get(name)) for name in COLUMNS} for row in rows]
+    rows: list[dict[str, Any]] = []
+    # Without a line that has no end: of a number that is cut the rest is a number, too.
+    for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
+        try:
+            if None in row or None in row.values():
+                break
+            values = {name: _value(name, row.get(name)) for name in COLUMNS}
+        except ValueError:
+            break
+        if values["epoch"] != len(rows) + 1:
+            break
+        rows.append(values)
+    return rows
 
 
 def _value(name: str, text: str | None) -> float | None:

@@ -13,9 +13,10 @@ from cifar_dist.config.tune import (
 )
 from cifar_dist.config.versions import own_settings
 from cifar_dist.errors import UserError
-from cifar_dist.runs.directory import Directory, RunDirectory, new_folder
+from cifar_dist.runs.create import new_folder
+from cifar_dist.runs.directory import Directory, RunDirectory
 from cifar_dist.search.space import Space, read_space
-from cifar_dist.storage import AnyPath, as_json, delete_folder, write_atomically
+from cifar_dist.storage import AnyPath, as_json, write_atomically
 
 
 def trial_id(number: int) -> str:
@@ -34,12 +35,13 @@ class SearchDirectory(Directory):
             UserError: the name is taken, or the directory cannot be made.
         """
         train = config.train
-        made = cls(new_folder(train.storage_path, train.name, f"tune-{train.dataset}"))
-        # As it is searched, without what is fixed: --resume reads it even if the file it came
-        # from has changed.
-        write_atomically(made.space_file, space.to_yaml().encode())
-        made.write_config(config)
-        return made
+        content = {
+            # As it is searched, without what is fixed: --resume reads it even if the file it came
+            # from has changed.
+            "space.yaml": space.to_yaml().encode(),
+            "config.yaml": _as_written(config),
+        }
+        return cls(new_folder(train.storage_path, train.name, f"tune-{train.dataset}", content))
 
     @classmethod
     def existing(cls, config: TuneConfig) -> SearchDirectory:
@@ -55,11 +57,9 @@ class SearchDirectory(Directory):
         found.check_writable()
         return found
 
-    def discard(self) -> None:
-        """Delete the directory of a search that never began, so that its name is free again."""
+    def _has_begun(self) -> bool:
         # Once trials have begun the folder holds work, also where a refusal ends the command.
-        if not self.trials_folder.exists():
-            delete_folder(self.path)
+        return self.trials_folder.exists()
 
     @property
     def space_file(self) -> AnyPath:
@@ -116,10 +116,7 @@ class SearchDirectory(Directory):
 
     def write_config(self, config: TuneConfig) -> None:
         """Write every setting to ``config.yaml``."""
-        # The name is the directory's and --resume a word of one command: neither is a setting for
-        # whoever starts another search from this file.
-        written = config.replace(train=config.train.replace(resume=False, name=None))
-        write_atomically(self.config_file, written.to_yaml().encode())
+        write_atomically(self.config_file, _as_written(config))
 
     def read_space(self) -> Space:
         """Read what is searched.
@@ -136,3 +133,9 @@ class SearchDirectory(Directory):
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``."""
         write_atomically(self.summary_file, as_json(summary))
+
+
+def _as_written(config: TuneConfig) -> bytes:
+    # The name is the directory's and --resume a word of one command: neither is a setting for
+    # whoever starts another search from this file.
+    return config.replace(train=config.train.replace(resume=False, name=None)).to_yaml().encode()

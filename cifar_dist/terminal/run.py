@@ -16,6 +16,7 @@ from cifar_dist.events import (
     Warned,
     WorkersLost,
 )
+from cifar_dist.terminal.hints import put
 
 _ERASE = "\r\x1b[K"
 
@@ -50,9 +51,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """Write a line of its own, over the live one if there is one."""
-        self.stream.write(f"{_ERASE if self._open else ''}{text}\n")
-        # Into a pipe or a file Python writes in blocks: an epoch would show minutes late.
-        self.stream.flush()
+        put(self.stream, f"{_ERASE if self._open else ''}{text}\n")
         self._open = False
 
     def close(self) -> None:
@@ -87,8 +86,7 @@ class Display:
         # Asked at each step, since a window may be resized. One column stays free: a line that
         # wraps would not be erased by the next one.
         columns = shutil.get_terminal_size().columns
-        self.stream.write(f"{_ERASE}{text[: columns - 1]}")
-        self.stream.flush()
+        put(self.stream, f"{_ERASE}{text[: columns - 1]}")
         self._open = True
 
     def _epoch(self, done: EpochDone) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cifar_dist.events import Event, SearchPlan, TrialUpdated, Waiting, Warned
+from cifar_dist.terminal.hints import put
 from cifar_dist.terminal.run import duration
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ class SearchDisplay:
             # Without `markup=False` Rich would swallow what a message has in brackets.
             self._live.console.print(text, markup=False, highlight=False)
             return
-        self.stream.write(f"{text}\n")
-        self.stream.flush()
+        put(self.stream, f"{text}\n")
 
     def close(self) -> None:
         """End the live table; it stays where it is, as it was last."""

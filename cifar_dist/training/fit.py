@@ -32,6 +32,7 @@ from cifar_dist.model.seeding import nondeterminism_reported, set_seed
 from cifar_dist.model.synchronized import synchronize
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.metrics import Outcome
+from cifar_dist.training.alone import Alone, only_given_settings
 from cifar_dist.training.averaging import AverageWeights
 from cifar_dist.training.callbacks import AverageBatchNorm, KeepPredictions, StepEvents
 from cifar_dist.training.checkpointing import RunCheckpointer
@@ -45,8 +46,10 @@ from cifar_dist.training.nonfinite import SkipNonFinite, StopOnNonFinite
 from cifar_dist.training.trackers import make_logger
 from cifar_dist.training.weights import weights_as_bytes
 from cifar_dist.training.writer import BackgroundWriter
+from cifar_dist.variables import variables_restored
 
 
+@variables_restored("PYTHONHASHSEED")
 def fit(
     config: TrainConfig,
     run: RunDirectory,
@@ -95,6 +98,7 @@ def fit(
     set_seed(config.seed + rank, config.deterministic, config.tf32)
     parts = _assembled(config, run, dataset, rank, strategy, plugins, heard, report, ask)
     if rank == 0:
+        run.remove_leftovers()
         run.write_environment(_environment(dataset, launched or {}))
     found = parts.find_checkpoint(run, rank, heard)
     heard(Started(parts.trainer.world_size, found))
@@ -170,7 +174,8 @@ def _assembled(
     if rank == 0:
         callbacks.append(StepEvents(listener))
     logger = make_logger(config.logger, run) if rank == 0 else None
-    trainer = _trainer(config, strategy, [*plugins, checkpoints], callbacks, logger)
+    plugins = [*(plugins or [Alone()]), checkpoints]
+    trainer = _trainer(config, strategy, plugins, callbacks, logger)
     # Known only now: with the precision the trainer chooses whether there is a gradient scaler.
     if not skips.active(trainer):
         trainer.callbacks.remove(skips)  # type: ignore[attr-defined]
@@ -226,22 +231,23 @@ def _trainer(
     callbacks: list[pl.Callback],
     logger: Logger | None,
 ) -> pl.Trainer:
-    trainer = pl.Trainer(
-        max_epochs=config.max_epochs,
-        accelerator="gpu" if config.use_gpu else "cpu",
-        devices=1 if strategy == "auto" else "auto",
-        strategy=strategy,
-        plugins=plugins,
-        precision=config.precision,
-        callbacks=callbacks,
-        use_distributed_sampler=False,  # the data module shards, and counts each image once
-        # Validation before the first step would be counted in the first epoch's totals.
-        num_sanity_val_steps=0,
-        logger=logger or False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        profiler=NoProfiler(),
-    )
+    with only_given_settings():
+        trainer = pl.Trainer(
+            max_epochs=config.max_epochs,
+            accelerator="gpu" if config.use_gpu else "cpu",
+            devices=1 if strategy == "auto" else "auto",
+            strategy=strategy,
+            plugins=plugins,
+            precision=config.precision,
+            callbacks=callbacks,
+            use_distributed_sampler=False,  # the data module shards, and counts each image once
+            # Validation before the first step would be counted in the first epoch's totals.
+            num_sanity_val_steps=0,
+            logger=logger or False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            profiler=NoProfiler(),
+        )
     # Lightning would end the run on SIGTERM by itself, at an epoch's end and with exit 0. Signals
     # are handled by whoever called `fit`.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]

@@ -15,7 +15,6 @@ import ray
 from ray.util import placement_group_table
 
 import cifar_dist.cluster.trainer
-from cifar_dist.cli import run_command
 from cifar_dist.cluster.ray_internals import SHUTDOWN_TIMEOUT_S
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import make_tune_config
@@ -24,6 +23,7 @@ from cifar_dist.data.datamodule import ImageDataModule
 from cifar_dist.data.datasets import find_source
 from cifar_dist.errors import RunFailed, UserError
 from cifar_dist.events import Event, Plan, Started
+from cifar_dist.exits import run_command
 from cifar_dist.inference.model import TrainedModel, load_trained
 from cifar_dist.inference.predictions import Predictions
 from cifar_dist.inference.sharded import shard_logits
@@ -231,7 +231,7 @@ def test_a_worker_that_raises_is_shown_once_and_exits_1(
     words = ["--num-workers", "2", "--max-failures", "0", "--name", "raised"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train", *words])
-    monkeypatch.setattr("cifar_dist.cli.interrupt_on_signals", lambda: None)
+    monkeypatch.setattr("cifar_dist.exits.interrupt_on_signals", lambda: None)
     with pytest.raises(SystemExit) as ended:
         run_command(main)
     assert ended.value.code == 1

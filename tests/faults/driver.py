@@ -6,10 +6,10 @@ import dataclasses
 import functools
 import json
 
-from cifar_dist.cli import run_command
 from cifar_dist.cluster import trainer
 from cifar_dist.config.train import make_config
 from cifar_dist.events import Event
+from cifar_dist.exits import run_command
 from cifar_dist.train import train
 from tests.faults.workers import counting_worker
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cifar_dist.errors import RunFailed
 from cifar_dist.events import Event, Warned
 from cifar_dist.model import seeding
 from cifar_dist.model.seeding import nondeterminism_reported, set_seed
@@ -111,7 +110,10 @@ def test_where_that_is_no_warning_it_is_an_error(
     train_few: TrainFew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seeding, "WARN_ONLY", False)
-    with small_network(Unpooling), pytest.raises(RunFailed, match="does not have a deterministic"):
+    with (
+        small_network(Unpooling),
+        pytest.raises(RuntimeError, match="does not have a deterministic"),
+    ):
         train_few(tmp_path, "undetermined")
 
 
