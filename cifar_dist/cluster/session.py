@@ -192,7 +192,8 @@ def find_token() -> str | None:
         return "RAY_AUTH_TOKEN"
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return f"RAY_AUTH_TOKEN_PATH {path}" if Path(path).is_file() else None
-    default = Path.home() / ".ray" / "auth_token"
+    # Not `Path.home`, which raises where there is no home directory.
+    default = Path(os.path.expanduser("~/.ray/auth_token"))
     return str(default) if default.is_file() else None
 
 

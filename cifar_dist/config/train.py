@@ -10,7 +10,6 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cifar_dist.config.checks import RANGES, check_together
@@ -34,7 +33,7 @@ from cifar_dist.registry import (
     SCHEDULES,
     dataset_traits,
 )
-from cifar_dist.storage import at
+from cifar_dist.storage import at, on_disk
 
 if TYPE_CHECKING:
     DatasetName: TypeAlias = str
@@ -314,5 +313,5 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     weights = config.weights
     if weights not in ("none", "imagenet"):
         weights = str(at(weights))
-    data_dir = str(Path(str(config.data_dir)).expanduser().absolute())
+    data_dir = str(on_disk(str(config.data_dir)))
     return config.replace(data_dir=data_dir, weights=weights)

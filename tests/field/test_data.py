@@ -438,12 +438,17 @@ def nobody(uid):
     raise KeyError(uid)
 
 pwd.getpwuid = nobody  # as in a container that is run under a number of no user
+from cifar_dist.cluster.session import find_token
+from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.data.cache import cache_folder
 from cifar_dist.errors import UserError
 from cifar_dist.model.weights import imagenet_folder
 from cifar_dist.storage import at
 
-for use in (cache_folder, imagenet_folder, lambda: at("~/runs")):
+assert find_token() is None
+config = TrainConfig(data_dir="~/data")
+paths = lambda: at("~/runs"), lambda: with_absolute_paths(config)
+for use in (cache_folder, imagenet_folder, *paths):
     try:
         print(use())
     except UserError as error:
@@ -454,9 +459,20 @@ for use in (cache_folder, imagenet_folder, lambda: at("~/runs")):
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({}, ["set CIFAR_DIST_CACHE to one", "set TORCH_HOME to one", "~/runs: there is no home"]),
-        ({"CIFAR_DIST_CACHE": "{}/c", "TORCH_HOME": "{}/t"}, ["/c", "/t/hub/checkpoints", "HOME"]),
-        ({"XDG_CACHE_HOME": "{}/x"}, ["/x/cifar_dist", "/x/torch/hub/checkpoints", "HOME"]),
+        (
+            {},
+            [
+                "set CIFAR_DIST_CACHE to one",
+                "set TORCH_HOME to one",
+                "~/runs: there is no home",
+                "~/data: ",
+            ],
+        ),
+        (
+            {"CIFAR_DIST_CACHE": "{}/c", "TORCH_HOME": "{}/t"},
+            ["/c", "/t/hub/checkpoints", "HOME", "HOME"],
+        ),
+        ({"XDG_CACHE_HOME": "{}/x"}, ["/x/cifar_dist", "/x/torch/hub/checkpoints", "HOME", "HOME"]),
     ],
 )
 def test_home_is_not_set(tmp_path: Path, variables: dict[str, str], said: list[str]) -> None:
