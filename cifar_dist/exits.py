@@ -81,7 +81,10 @@ def _closed(stream: TextIO) -> bool:
         raise
     # Without a buffer there is nothing to flush: what could not be written is lost already.
     watched = select.poll()
-    watched.register(stream, 0)
+    try:
+        watched.register(stream, 0)
+    except io.UnsupportedOperation:  # no file, e.g. in a notebook
+        return False
     return any(event & select.POLLERR for _, event in watched.poll(0))
 
 

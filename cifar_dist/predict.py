@@ -129,13 +129,16 @@ def _from_standard_input() -> Iterator[tuple[str, Source]]:
     if sys.stdin is None:
         raise UserError("-: standard input is closed; name files, or pass an image or names to it")
     content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
-    # As names of files are bytes, whatever their encoding.
-    names = [os.fsdecode(line) for line in content.splitlines() if line]
+    # A list of lines, or of names as `find -print0` separates them. Names are bytes, whatever
+    # their encoding.
+    zeros = b"\0" in content
+    parts = content.split(b"\0") if zeros else content.splitlines()
+    names = [os.fsdecode(part) for part in parts if part]
     # One file that is there makes a list, whichever name is missing: in an image no line is a
-    # file's name, nor is any image text.
-    if names and b"\0" not in content and (
-        any(map(os.path.isfile, names)) or not is_picture(content)
-    ):  # fmt: skip
+    # file's name. Bytes between zeros may be, of one letter, so that the first one decides.
+    if any(map(os.path.isfile, names[:1] if zeros else names)) or not (
+        zeros or not names or is_picture(content)
+    ):
         yield from ((name, Path(name)) for name in names)
     else:
         yield STANDARD_INPUT, content

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cifar_dist.errors import UserError, first_line
+from cifar_dist.terminal.hints import in_one_line
 
 MAX_BYTES = 100 * 2**20
 SHOWN = 20
@@ -78,6 +79,8 @@ class Package:
                     entry.external_attr = (source.stat().st_mode & 0o755 | 0o644) << 16
                     packed.writestr(entry, _content(source))
         except OSError as error:
+            if error.filename not in (None, str(file)):
+                raise _unreadable(error) from None
             raise UserError(
                 f"TMPDIR {file.parent}: cannot be written ({error.strerror}); name another folder"
             ) from None
@@ -98,12 +101,15 @@ def package(folder: Path, named: Iterable[str] = ()) -> Package:
             or the command names a file that is not sent.
     """
     folder = folder.resolve()
-    tracked, others = _listed(folder)
-    chosen = _chosen(folder, tracked, others)
-    if tracked:  # elsewhere it would be all of them
-        chosen.untracked.extend(name for name in others if name in chosen.files)
-    _check_size(chosen)
-    _check_named(chosen, folder, named)
+    try:
+        tracked, others = _listed(folder)
+        chosen = _chosen(folder, tracked, others)
+        if tracked:  # elsewhere it would be all of them
+            chosen.untracked.extend(name for name in others if name in chosen.files)
+        _check_size(chosen)
+        _check_named(chosen, folder, named)
+    except OSError as error:
+        raise _unreadable(error) from None
     return chosen
 
 
@@ -143,7 +149,7 @@ def _add_links(chosen: Package, folder: Path, links: Sequence[str]) -> None:
     """Add what links lead to, under the links' names, if it is sent anyhow."""
     sent = dict(chosen.files)
     for link in links:
-        target = (folder / link).resolve()
+        target = Path(os.path.realpath(folder / link))  # `resolve` raises for links in a circle
         if not target.is_relative_to(folder):
             raise UserError(
                 f"{link}: is a link to {target}, outside of the folder, whose files alone are "
@@ -253,16 +259,18 @@ def _ballast(name: str) -> str | None:
 
 def _content(file: Path, size: int = -1) -> bytes:
     """Read a file, or the beginning of it."""
-    try:
-        # A file that has become a pipe meanwhile would be waited for.
-        if not stat.S_ISREG(file.stat().st_mode):
-            return b""
-        with file.open("rb") as opened:
-            return opened.read(size)
-    except OSError as error:
-        raise UserError(
-            f"{file}: cannot be read ({error.strerror}); let a .gitignore name it, or remove it"
-        ) from None
+    # A file that has become a pipe meanwhile would be waited for.
+    if not stat.S_ISREG(file.stat().st_mode):
+        return b""
+    with file.open("rb") as opened:
+        return opened.read(size)
+
+
+def _unreadable(error: OSError) -> UserError:
+    return UserError(
+        f"{error.filename}: cannot be read ({error.strerror}); let a .gitignore name it, or "
+        "remove it"
+    )
 
 
 def _is_utf8(name: str) -> bool:
@@ -281,4 +289,4 @@ def _omit(chosen: Package, why: str, name: str) -> None:
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(map(in_one_line, names[:SHOWN])) + more

@@ -84,6 +84,7 @@ def test_predicting_into_a_pipe_that_closes(tmp_path: Path, model: str) -> None:
         (b"caf\xe9.png\na.png\nnone\xe9.png", ["caf\\udce9.png", "a.png"], ["none\\udce9.png"]),
         (b"none.png\nnor this.png\n", [], ["none.png", "nor this.png"]),
         (b"\xef\xbb\xbfa.png\r\n\r\nb.png\r\n", ["a.png", "b.png"], []),
+        (b"a.png\0none.png\0b.png\0", ["a.png", "b.png"], ["none.png"]),
         (b"a.png\n" + b"n" * 5000 + b"\n", ["a.png"], ["n" * 5000]),
     ],
 )

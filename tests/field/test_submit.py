@@ -89,7 +89,7 @@ def test_submitting_with_links_inside_the_folder_sends_each_file_once_a_link(
     fill(tmp_path, {"conf/v2/lr.yaml": "lr: 1", ".env": "A=1"})
     for name, target in (("loop", "."), ("conf/up", ".."), ("current", "conf/v2"),
                          ("lr.yaml", "current/lr.yaml"), ("settings", ".env"),
-                         ("broken", "nothing")):  # fmt: skip
+                         ("one", "other"), ("other", "one"), ("broken", "nothing")):  # fmt: skip
         (tmp_path / name).symlink_to(target)
     found = package(tmp_path)
     assert sorted(found.files) == ["conf/v2/lr.yaml", "current/lr.yaml", "lr.yaml"]
@@ -134,6 +134,16 @@ def test_submitting_twice_sends_the_same_bytes(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "1.zip") as packed:
         assert packed.read("conf.yaml") == b"lr: 1\n"
         assert set(packed.namelist()) == CODE.keys()
+
+
+def test_submitting_where_files_vanish_or_there_is_no_room_is_one_line(tmp_path: Path) -> None:
+    fill(tmp_path / "work", {"a.py": "x"})
+    chosen = package(tmp_path / "work")
+    with pytest.raises(UserError, match=r"TMPDIR .*: cannot be written \(No such file"):
+        chosen.write(tmp_path / "none" / "a.zip")
+    (tmp_path / "work" / "a.py").unlink()
+    with pytest.raises(UserError, match=r"a.py: cannot be read \(No such file"):
+        chosen.write(tmp_path / "a.zip")
 
 
 def test_submitting_with_a_file_that_nobody_may_read_or_whose_name_is_not_utf8(
