@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
@@ -112,18 +113,20 @@ def search(
         finish("interrupted")
         raise Interrupted(f"interrupted; {to_resume}") from None
     except RunFailed as error:
-        finish("failed")
+        with contextlib.suppress(RunFailed):  # no room for that either
+            finish("failed")
         raise RunFailed(f"{error}\n{to_resume}") from error
     unfinished = bool(trial_table.summary()["unfinished"])
     searched = finish("unfinished" if unfinished else "completed")
     if config.train.report:
         leave_report(directory, listener)
-    if searched.summary["failed"] == len(searched.table):
+    if searched.summary["failed"] == len(searched.table) > 0:
         first = searched.table["error"].iloc[0]
         # Raised last: the tables, which hold every trial's error, are written by then.
         raise RunFailed(
             f"all {len(searched.table)} trials failed, the first with: {first}; "
-            f"their tracebacks are in {shown(directory.trials_folder)}"
+            f"their tracebacks are in {shown(directory.trials_folder)}\n"
+            f"to run them again: {_retry_command(directory, storage_path)}"
         )
     return searched
 
@@ -204,8 +207,9 @@ def _run(
         have_resources(base, listener, TUNE_FLAGS)
         check_shared(directory.path)
         # Imported after the checks: Ray Tune takes seconds to load, which would delay a refusal.
+        from cifar_dist.cluster.searcher import slots
         from cifar_dist.cluster.trials import train_here
-        from cifar_dist.cluster.tuner import run_trials, slots, tidy
+        from cifar_dist.cluster.tuner import run_trials, tidy
 
         dataset = prepare(base.dataset, source)
         for trial in trials:
@@ -225,6 +229,9 @@ def _run(
                 )
         # Only now, when nothing refuses the search any more: a refused resume changes nothing.
         directory.write_config(config)
+        for number in left:
+            if directory.trial(number).read_summary().get("status") == "failed":
+                directory.retry(number)
         listener(_plan(config, directory, trial_table, dataset, where, len(left), slots(config)))
         run_trials(
             directory, trial_table, suggestions, left, dataset.fingerprint, launched, listener,
@@ -280,17 +287,23 @@ def _plan(
     )
 
 
+def _retry_command(directory: SearchDirectory, storage_path: str) -> str:
+    return resume_command(COMMAND, directory.name, storage_path, "--retry-failed")
+
+
 def _results(searched: Searched, config: TuneConfig) -> list[str]:
+    from cifar_dist.search.trials import epochs_saved
     from cifar_dist.terminal.run import duration
     from cifar_dist.terminal.search import ranking
 
     summary, directory = searched.summary, searched.directory
     lines = ["the best trials:", *ranking(searched.table, config.metric, config.mode)]
     run, possible = summary["epochs_run"], summary["epochs_possible"]
-    if config.scheduler == "asha":
+    if config.scheduler == "asha" and possible:
+        saved = epochs_saved(searched.table, summary, config.train.max_epochs)
         lines.append(
             f"ASHA stopped {summary['stopped']} of {summary['trials']} trials: {run} of "
-            f"{possible} epochs run, {1 - run / possible:.0%} saved"
+            f"{possible} epochs run, {saved / possible:.0%} saved"
         )
     failed = f", {summary['failed']} failed" if summary["failed"] else ""
     lines += [
@@ -298,6 +311,9 @@ def _results(searched: Searched, config: TuneConfig) -> list[str]:
         f"{summary['stopped']} stopped{failed}",
         f"files in {shown(directory.path)}: {files_in(directory.path)}",
     ]
+    if failed:
+        again = _retry_command(directory, config.train.storage_path)
+        lines.append(f"to run the failed ones again: {again}")
     if summary["unfinished"]:
         lines.append(
             f"time budget of {config.time_budget} over, {summary['unfinished']} trials "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import random
 import time
 import traceback
@@ -31,7 +30,7 @@ from cifar_dist.cluster import ray_internals
 from cifar_dist.cluster.controller import describe_failure, mark_ended_well
 from cifar_dist.cluster.coordinator import Events, RequestListener, make_coordinator
 from cifar_dist.cluster.resources import Resources, worker_resources
-from cifar_dist.cluster.session import ray_storage
+from cifar_dist.cluster.session import environment_set, ray_storage
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
@@ -191,22 +190,21 @@ def train_on_ray(
     is_trial = coordinator is not None
     coordinator = coordinator or make_coordinator()
     work = Work(config, run, dataset_fingerprint, launched, coordinator, is_trial)
-    for name, value in ray_settings(config).items():
-        os.environ.setdefault(name, value)
     events = Events(coordinator)
-    while True:
-        # A new controller would start to count at zero, and a run whose controller dies again and
-        # again would never end.
-        failures_left = config.max_failures - listener.losses
-        attempt = _Attempt(work, worker, events, failures_left)
-        try:
-            return attempt.follow(listener)
-        except RayActorError:
-            # Ray Train's controller, which nobody else restarts.
-            if listener.losses >= config.max_failures:
-                raise RunFailed("the process of Ray Train's controller died") from None
-            attempt.clean_up()
-            listener(WorkersLost("the process of Ray Train's controller died"))
+    with environment_set(ray_settings(config), keep=True):
+        while True:
+            # A new controller would start to count at zero, and a run whose controller dies again
+            # and again would never end.
+            failures_left = config.max_failures - listener.losses
+            attempt = _Attempt(work, worker, events, failures_left)
+            try:
+                return attempt.follow(listener)
+            except RayActorError:
+                # Ray Train's controller, which nobody else restarts.
+                if listener.losses >= config.max_failures:
+                    raise RunFailed("the process of Ray Train's controller died") from None
+                attempt.clean_up()
+                listener(WorkersLost("the process of Ray Train's controller died"))
 
 
 def ray_settings(config: TrainConfig) -> dict[str, str]:

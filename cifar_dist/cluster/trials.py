@@ -27,6 +27,7 @@ from cifar_dist.events import EpochDone, Event, RestartCounter
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.metrics import Outcome
 from cifar_dist.search.directory import SearchDirectory
+from cifar_dist.storage import storage_failure
 
 POLL_S = 0.1
 STOP_TIMEOUT_S = 60
@@ -91,8 +92,18 @@ def ended(work: TrialWork, training: Training) -> dict[str, Any]:
     ``lost``, whether this process is of no more use.
 
     What a training raises ends the trial and is written to disk: the search continues, and a
-    search that is resumed does not run the trial again.
+    search that is resumed does not run the trial again. But where the machine's storage fails, all
+    other trials would fail too: the trial has not ended then, and ``storage`` says what failed.
     """
+    try:
+        return _ended(work, training)
+    except Exception as error:
+        if (failure := storage_failure(error)) is None:
+            raise
+        return {"storage": str(failure), "lost": False, "error": None}
+
+
+def _ended(work: TrialWork, training: Training) -> dict[str, Any]:
     run, dataset = work.run, work.config.dataset
     # Tune restarts a trial whose process died, also where it died after the trial's end: its
     # summary is then final, and training it again would only cost its time.
@@ -104,6 +115,8 @@ def ended(work: TrialWork, training: Training) -> dict[str, Any]:
     try:
         outcome = training(work)
     except Exception as error:
+        if storage_failure(error) is not None:
+            raise
         run.write_error(traceback.format_exc())
         text = in_one_line(error)
         seconds = time.monotonic() - began

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cifar_dist.config.fields import flag
 from cifar_dist.config.train import TrainConfig, setting_names
 from cifar_dist.config.tune import (
     TuneConfig,
@@ -14,8 +15,11 @@ from cifar_dist.config.tune import (
 from cifar_dist.config.versions import own_settings
 from cifar_dist.errors import UserError
 from cifar_dist.runs.directory import Directory, RunDirectory, new_folder
-from cifar_dist.search.space import Space, read_space
-from cifar_dist.storage import AnyPath, as_json, delete_folder, write_atomically
+from cifar_dist.search.space import SEARCHABLE, Space, known_spaces, read_space
+from cifar_dist.storage import AnyPath, as_json, at, delete_folder, write_atomically
+
+_FIXED = "# fixed: "
+"""How the first line of ``space.yaml`` begins: settings of the space that keep their value."""
 
 
 def trial_id(number: int) -> str:
@@ -36,8 +40,9 @@ class SearchDirectory(Directory):
         train = config.train
         made = cls(new_folder(train.storage_path, train.name, f"tune-{train.dataset}"))
         # As it is searched, without what is fixed: --resume reads it even if the file it came
-        # from has changed.
-        write_atomically(made.space_file, space.to_yaml().encode())
+        # from is gone.
+        fixed = ", ".join(name for name in config.fixed if name in SEARCHABLE)
+        write_atomically(made.space_file, f"{_FIXED}{fixed}\n{space.to_yaml()}".encode())
         made.write_config(config)
         return made
 
@@ -51,9 +56,43 @@ class SearchDirectory(Directory):
         """
         assert config.train.name is not None  # checked when the config was made
         found = cls.at(config.train.storage_path, config.train.name)
-        check_same_search(found.read_config(), config)
+        started = found.read_config()
+        check_same_search(started, config)
+        found._check_same_space(started, config)
         found.check_writable()
         return found
+
+    def _check_same_space(self, started: TuneConfig, config: TuneConfig) -> None:
+        kept = self.read_space().domains
+        for name in config.fixed:
+            if name in kept:
+                raise UserError(
+                    f"{flag(name)}: the search draws {name} from its space, which --resume keeps; "
+                    f"omit {flag(name)}, or start another search with another --name"
+                )
+        gone = config.space not in known_spaces() and not at(config.space).exists()
+        if gone and config.space == started.space:
+            return
+        now = read_space(config.space).domains
+        first, *_ = self.space_file.read_text().splitlines()
+        if first.startswith(_FIXED):
+            not_searched = set(first.removeprefix(_FIXED).split(", "))
+        else:  # a version that did not record which
+            not_searched = now.keys() - kept.keys()
+        names = (kept.keys() | now.keys()) - not_searched
+        if changed := sorted(name for name in names if kept.get(name) != now.get(name)):
+            raise UserError(
+                f"--space {config.space}: is not what the search was started with: "
+                f"{', '.join(changed)} changed, and --resume keeps the space; give --space "
+                f"{self.space_file} for the one that it has, or start another search with "
+                "another --name"
+            )
+
+    def retry(self, number: int) -> None:
+        """Forget that a trial failed, so that it can run again."""
+        run = self.trial(number)
+        run.error_file.unlink(missing_ok=True)
+        run.summary_file.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Delete the directory of a search that never began, so that its name is free again."""
@@ -116,9 +155,11 @@ class SearchDirectory(Directory):
 
     def write_config(self, config: TuneConfig) -> None:
         """Write every setting to ``config.yaml``."""
-        # The name is the directory's and --resume a word of one command: neither is a setting for
-        # whoever starts another search from this file.
-        written = config.replace(train=config.train.replace(resume=False, name=None))
+        # The name is the directory's, --resume and --retry-failed are words of one command: none is
+        # a setting for whoever starts another search from this file.
+        written = config.replace(
+            retry_failed=False, train=config.train.replace(resume=False, name=None)
+        )
         write_atomically(self.config_file, written.to_yaml().encode())
 
     def read_space(self) -> Space:
