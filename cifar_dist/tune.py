@@ -21,6 +21,7 @@ from cifar_dist.events import Listener, SearchPlan, ignore
 from cifar_dist.model.networks import check_network, check_starting_weights
 from cifar_dist.reports.attempt import leave_report
 from cifar_dist.runs.commit import git_commit
+from cifar_dist.runs.lock import Lock, locked
 from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.search.space import Space, searched_space
 from cifar_dist.terminal.hints import files_in, resume_command, shown
@@ -72,24 +73,41 @@ def search(
         training: what a trial of one worker does instead of training; for measurements and tests.
 
     Raises:
-        UserError: bad configuration, space or data, or too few resources; a new search leaves
-            nothing.
+        UserError: bad configuration, space or data, too few resources, or another command works in
+            the search's directory; a new search leaves nothing.
         RunFailed: every trial failed.
         Interrupted: the process was asked to stop; what is needed to resume is saved.
     """
-    began = time.monotonic()
     config = config.replace(train=with_absolute_paths(config.train))
-    resume, storage_path = config.train.resume, config.train.storage_path
-    if resume:
-        directory = SearchDirectory.existing(config)
+    if config.train.resume:
+        directory = SearchDirectory.existing(config, listener)
         space = directory.read_space()
         space.check(config.trial_base)
-        trial_table, suggestions = _trial_table(config, space, directory)
-    else:
-        # All draws are made and checked before the directory exists, so that a refusal leaves none.
-        space = searched_space(config)
-        trial_table, suggestions = _trial_table(config, space)
-        directory = SearchDirectory.create(config, space)
+        with locked(directory.path, listener) as lock:
+            # What trials have left is read only now that nobody adds to it.
+            tried = _trial_table(config, space, directory)
+            return _search(config, directory, lock, tried, listener, command, training)
+    # All draws are made and checked before the directory exists, so that a refusal leaves none.
+    space = searched_space(config)
+    tried = _trial_table(config, space)
+    directory = SearchDirectory.create(config, space)
+    with locked(directory.path, listener) as lock:
+        return _search(config, directory, lock, tried, listener, command, training)
+
+
+def _search(
+    config: TuneConfig,
+    directory: SearchDirectory,
+    lock: Lock,
+    tried: tuple[TrialTable, Optuna | None],
+    listener: Listener,
+    command: str | None,
+    training: Training | None,
+) -> Searched:
+    """Search in a directory that no other command writes into; see `search`."""
+    began = time.monotonic()
+    trial_table, suggestions = tried
+    resume, storage_path = config.train.resume, config.train.storage_path
     to_resume = f"to resume: {resume_command(COMMAND, directory.name, storage_path)}"
 
     def finish(status: str) -> Searched:
@@ -110,12 +128,14 @@ def search(
             directory.discard()
         raise
     except (Interrupted, KeyboardInterrupt):
+        lock.check()
         finish("interrupted")
         raise Interrupted(f"interrupted; {to_resume}") from None
     except RunFailed as error:
         with contextlib.suppress(RunFailed):  # no room for that either
             finish("failed")
         raise RunFailed(f"{error}\n{to_resume}") from error
+    lock.check()
     unfinished = bool(trial_table.summary()["unfinished"])
     searched = finish("unfinished" if unfinished else "completed")
     if config.train.report:

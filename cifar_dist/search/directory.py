@@ -14,6 +14,7 @@ from cifar_dist.config.tune import (
 )
 from cifar_dist.config.versions import own_settings
 from cifar_dist.errors import UserError
+from cifar_dist.events import Listener, Warned, ignore
 from cifar_dist.runs.directory import Directory, RunDirectory, new_folder
 from cifar_dist.search.space import SEARCHABLE, Space, known_spaces, read_space
 from cifar_dist.storage import AnyPath, as_json, at, delete_folder, write_atomically
@@ -47,8 +48,13 @@ class SearchDirectory(Directory):
         return made
 
     @classmethod
-    def existing(cls, config: TuneConfig) -> SearchDirectory:
+    def existing(cls, config: TuneConfig, listener: Listener = ignore) -> SearchDirectory:
         """Return the directory of the search that a config with ``resume`` names.
+
+        Args:
+            config: names it.
+            listener: notified of an installed space that has changed, as another version's may be;
+                the search keeps its own.
 
         Raises:
             UserError: there is no such search, it cannot be written, or the config would compute
@@ -58,11 +64,13 @@ class SearchDirectory(Directory):
         found = cls.at(config.train.storage_path, config.train.name)
         started = found.read_config()
         check_same_search(started, config)
-        found._check_same_space(started, config)
+        found._check_same_space(started, config, listener)
         found.check_writable()
         return found
 
-    def _check_same_space(self, started: TuneConfig, config: TuneConfig) -> None:
+    def _check_same_space(
+        self, started: TuneConfig, config: TuneConfig, listener: Listener
+    ) -> None:
         kept = self.read_space().domains
         for name in config.fixed:
             if name in kept:
@@ -70,8 +78,8 @@ class SearchDirectory(Directory):
                     f"{flag(name)}: the search draws {name} from its space, which --resume keeps; "
                     f"omit {flag(name)}, or start another search with another --name"
                 )
-        gone = config.space not in known_spaces() and not at(config.space).exists()
-        if gone and config.space == started.space:
+        installed = config.space in known_spaces()
+        if config.space == started.space and not installed and not at(config.space).exists():
             return
         now = read_space(config.space).domains
         first, *_ = self.space_file.read_text().splitlines()
@@ -80,12 +88,17 @@ class SearchDirectory(Directory):
         else:  # a version that did not record which
             not_searched = now.keys() - kept.keys()
         names = (kept.keys() | now.keys()) - not_searched
-        if changed := sorted(name for name in names if kept.get(name) != now.get(name)):
+        changed = sorted(name for name in names if kept.get(name) != now.get(name))
+        said = (
+            f"--space {config.space}: is not what the search was started with: "
+            f"{', '.join(changed)} changed, and --resume keeps "
+        )
+        if changed and installed and config.space == started.space:
+            listener(Warned(f"{said}the space in {self.space_file}"))
+        elif changed:
             raise UserError(
-                f"--space {config.space}: is not what the search was started with: "
-                f"{', '.join(changed)} changed, and --resume keeps the space; give --space "
-                f"{self.space_file} for the one that it has, or start another search with "
-                "another --name"
+                f"{said}the space; give --space {self.space_file} for the one that it has, or "
+                "start another search with another --name"
             )
 
     def retry(self, number: int) -> None:

@@ -17,7 +17,7 @@ from cifar_dist.cli import parse_tune
 from cifar_dist.config.files import read_settings
 from cifar_dist.config.tune import TuneConfig, make_tune_config
 from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.events import Event, TrialUpdated
+from cifar_dist.events import Event, TrialUpdated, Warned
 from cifar_dist.runs.metrics import METRICS
 from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.search.space import read_space, searched_space
@@ -143,6 +143,20 @@ def test_the_space_is_moved_or_deleted_or_only_its_order_changed(
     SearchDirectory.existing(begun())
     with pytest.raises(UserError, match=r"--space /none.yaml: cannot be read"):
         SearchDirectory.existing(begun("--space", "/none.yaml"))
+
+
+def test_an_installed_space_is_changed_by_an_update(tmp_path: Path) -> None:
+    config = small(tmp_path)
+    directory = SearchDirectory.create(config, searched_space(config))
+    directory.space_file.write_text(directory.space_file.read_text().replace("0.9", "0.8"))
+    events: list[Event] = []
+    kept = SearchDirectory.existing(small(tmp_path, resume=True), events.append)
+    (said,) = events
+    assert isinstance(said, Warned)
+    assert "--space adamw_steplr: is not what the search was started with: gamma" in said.message
+    assert kept.read_space().domains["gamma"].values[-1] == 0.8
+    with pytest.raises(UserError, match="--space augmentation: is not what the search was start"):
+        SearchDirectory.existing(small(tmp_path, resume=True, space="augmentation"))
 
 
 def test_a_flag_kept_its_value_and_is_no_change_of_the_space(tmp_path: Path) -> None:
