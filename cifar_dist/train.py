@@ -83,11 +83,12 @@ def _train(
         if not config.resume:
             run.discard()
         raise
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt) as stop:
         # Both errors, since in a notebook no handler of ours turns Ctrl-C into `Interrupted`.
         lock.check()
         summarise("interrupted")
-        raise Interrupted(f"interrupted; {to_resume}") from None
+        said = f"interrupted: {stop}" if str(stop) else "interrupted"
+        raise Interrupted(f"{said}; {to_resume}") from None
     except RunFailed as error:
         with contextlib.suppress(RunFailed):  # no room for that either
             summarise("failed")

@@ -25,6 +25,47 @@ from cifar_dist.training.reading import Reading
 SECONDS_BETWEEN_STEP_EVENTS = 0.5
 
 
+class CountProgress(Callback):
+    """Callback that counts how far this rank is, for whoever looks for one that hangs.
+
+    Ranks wait for each other in the middle of a step, in its backward pass. So parts of a step
+    count, too: a rank that hangs before has done as many steps as those that wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.marks = 0
+        """Of parts of steps; it only grows."""
+        self.steps = 0
+        """Done here since the start, those of validation and test too."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.marks += 1
+
+    def on_before_backward(self, *args: Any) -> None:
+        self.marks += 1
+
+    def on_after_backward(self, *args: Any) -> None:
+        self.marks += 1
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.marks += 1
+        self.steps += 1
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        self.marks += 1
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        self.marks += 1
+        self.steps += 1
+
+    def on_test_batch_start(self, *args: Any) -> None:
+        self.marks += 1
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        self.marks += 1
+        self.steps += 1
+
+
 class AverageBatchNorm(Callback):
     """Callback that averages batch normalisation's statistics over ranks before validation.
 
