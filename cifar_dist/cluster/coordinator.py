@@ -74,10 +74,10 @@ class Coordinator:
         self._progress = RankProgress()
 
     async def report_progress(
-        self, start: str, world_size: int, rank: int, marks: int, steps: int
+        self, start: str, world_size: int, rank: int, marks: int, usual_s: float | None
     ) -> None:
         """Take a rank's report of how far it is."""
-        self._progress.report(start, world_size, rank, marks, steps)
+        self._progress.report(start, world_size, rank, marks, usual_s)
 
     async def leave(self, start: str, rank: int) -> None:
         """Take note that a rank has ended its training."""

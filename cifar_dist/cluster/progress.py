@@ -6,6 +6,8 @@ for it in a collective until that times out, after half an hour; then they are t
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -58,25 +60,12 @@ class Stall:
         return f"no step has come for {self.seconds:.0f} s: {name_workers(self.ranks)} {does}"
 
 
+@dataclass
 class _Rank:
-    def __init__(self, now: float) -> None:
-        self.marks, self.steps = -1, 0
-        self.farther_at = self.heard_at = now
-        self.first: tuple[float, int] | None = None
-
-    def report(self, now: float, marks: int, steps: int) -> None:
-        self.heard_at = now
-        if marks != self.marks:
-            self.marks, self.steps, self.farther_at = marks, steps, now
-            if steps and self.first is None:
-                self.first = now, steps
-
-    @property
-    def usual_s(self) -> float | None:
-        if self.first is None:
-            return None
-        since, done = self.first
-        return (self.farther_at - since) / max(self.steps - done, 1)
+    farther_at: float
+    heard_at: float
+    marks: int = -1
+    usual_s: float | None = None
 
 
 class RankProgress:
@@ -91,15 +80,20 @@ class RankProgress:
         self._starts: list[str] = []
         self._ranks: dict[int, _Rank] = {}
 
-    def report(self, start: str, world_size: int, rank: int, marks: int, steps: int) -> None:
+    def report(
+        self, start: str, world_size: int, rank: int, marks: int, usual_s: float | None
+    ) -> None:
         """Take a rank's report; those of workers that were replaced are ignored."""
         now = self._clock()
         if start not in self._starts:
             self._starts.append(start)
             # All of them: one may stop before it has reported anything.
-            self._ranks = {each: _Rank(now) for each in range(world_size)}
-        if start == self._starts[-1] and rank in self._ranks:
-            self._ranks[rank].report(now, marks, steps)
+            self._ranks = {each: _Rank(now, now) for each in range(world_size)}
+        if start != self._starts[-1] or rank not in self._ranks:
+            return
+        known = self._ranks[rank]
+        farther_at = now if marks != known.marks else known.farther_at
+        self._ranks[rank] = _Rank(farther_at, now, marks, usual_s)
 
     def leave(self, start: str, rank: int) -> None:
         """Take note that a rank has ended its training."""
@@ -120,7 +114,7 @@ class RankProgress:
         behind = unheard or [n for n, rank in self._ranks.items() if rank.marks == least]
         return Stall(
             now - min(rank.farther_at for rank in self._ranks.values()),
-            max((rank.usual_s or 0 for rank in self._ranks.values()), default=0) or None,
+            max((r.usual_s for r in self._ranks.values() if r.usual_s is not None), default=None),
             tuple(behind),
             bool(unheard),
         )
@@ -130,28 +124,23 @@ class ProgressReporter:
     """A rank's end: a thread that reports how far the training thread is.
 
     Args:
-        coordinator: the run's.
-        start, world_size, rank: as `RequestListener` has them.
         progress: what the training thread counts.
         timeout_s: after which workers count as failed; 0 for never.
+        report: called every few seconds with the marks and the usual time of a step.
     """
 
     def __init__(
         self,
-        coordinator: Any,
-        start: str,
-        world_size: int,
-        rank: int,
         progress: CountProgress,
         timeout_s: float,
+        report: Callable[[int, float | None], object],
     ) -> None:
-        self._coordinator = coordinator
-        self._who = (start, world_size, rank)
         self._progress = progress
+        self._report = report
         self._every_s = interval(REPORT_S, timeout_s)
         self._closed = threading.Event()
         self._excused = False
-        threading.Thread(target=self._report, daemon=True).start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     @contextmanager
     def excused(self) -> Iterator[None]:
@@ -163,19 +152,40 @@ class ProgressReporter:
             self._excused = False
 
     def close(self) -> None:
-        """Report that training has ended here."""
+        """Report nothing more: training has ended here."""
         self._closed.set()
-        start, _, rank = self._who
-        self._coordinator.leave.remote(start, rank)
 
-    def _report(self) -> None:
+    def _run(self) -> None:
         while True:
             if self._excused:
                 self._progress.marks += 1
-            marks, steps = self._progress.marks, self._progress.steps
-            self._coordinator.report_progress.remote(*self._who, marks, steps)
+            self._report(self._progress.marks, self._progress.usual_s)
             if self._closed.wait(self._every_s):
                 return
+
+
+@contextmanager
+def killed_if_hung(progress: CountProgress, timeout_s: float) -> Iterator[ProgressReporter]:
+    """Kill this process, while this lasts, where it trains alone and hangs.
+
+    Args:
+        progress: what the training thread counts.
+        timeout_s: as of `ProgressReporter`.
+    """
+    known = RankProgress()
+
+    def report(marks: int, usual_s: float | None) -> None:
+        known.report("", 1, 0, marks, usual_s)
+        stall = known.stall()
+        if timeout_s and stall is not None and stall.over(timeout_s):
+            # By a signal that no thread can hold up; whoever started this process restarts it.
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    reporter = ProgressReporter(progress, timeout_s, report)
+    try:
+        yield reporter
+    finally:
+        reporter.close()
 
 
 class HangWatch:

@@ -49,7 +49,7 @@ from cifar_dist.events import (
 )
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.metrics import Outcome
-from cifar_dist.storage import AnyPath, delete_folder
+from cifar_dist.storage import AnyPath, delete_folder, storage_failure
 
 RAY_FOLDER = ".ray"
 """The folder of Ray's own files, in the run's directory while the run lasts."""
@@ -113,9 +113,8 @@ def train_worker(work: Work) -> Outcome:
     start = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex)
     requests = RequestListener(work.coordinator, start, world_size, rank)
     progress = CountProgress()
-    reporter = ProgressReporter(
-        work.coordinator, start, world_size, rank, progress, config.step_timeout_s
-    )
+    report = functools.partial(work.coordinator.report_progress.remote, start, world_size, rank)
+    reporter = ProgressReporter(progress, config.step_timeout_s, report)
     outcome = fit(
         config,
         work.run,
@@ -134,6 +133,7 @@ def train_worker(work: Work) -> Outcome:
     )
     requests.close()
     reporter.close()
+    work.coordinator.leave.remote(start, rank)
     return outcome
 
 
@@ -162,6 +162,8 @@ def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
         event: Event = WorkerRaised(f"worker {rank}: {traceback.format_exc()}")
         if isinstance(error, UserError | RunFailed):
             event = Fatal(error)
+        elif (failure := storage_failure(error)) is not None:
+            event = Fatal(failure)  # new workers would find the same disk
         ray.get(work.coordinator.put.remote(event))  # waited for: this process may end next
         raise
     mark_ended_well()

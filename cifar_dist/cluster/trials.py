@@ -20,6 +20,7 @@ import ray
 from ray import tune
 
 from cifar_dist.cluster import ray_internals
+from cifar_dist.cluster.progress import killed_if_hung
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import RunFailed, UserError
@@ -78,13 +79,23 @@ def train_here(work: TrialWork) -> Outcome:
     from cifar_dist.training.torchmetrics_alone import load_torchmetrics_alone
 
     load_torchmetrics_alone()
+    from cifar_dist.training.callbacks import CountProgress
     from cifar_dist.training.fit import fit
 
-    config = work.config
+    config, progress = work.config, CountProgress()
     assert config.data_dir is not None  # resolved when the config was made
     gc.collect()  # the network and optimizer of the trial before, which refer to each other
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
-    return fit(config, work.run, dataset, launched=work.launched, report=work.report, test=False)
+    with killed_if_hung(progress, config.step_timeout_s) as reporter:
+
+        def report(row: dict[str, Any]) -> None:
+            with reporter.excused():
+                work.report(row)
+
+        return fit(
+            config, work.run, dataset, launched=work.launched, report=report, progress=progress,
+            test=False,
+        )  # fmt: skip
 
 
 def ended(work: TrialWork, training: Training) -> dict[str, Any]:

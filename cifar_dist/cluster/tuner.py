@@ -145,7 +145,7 @@ class _Bookkeeper(OfTheDriver, tune.Callback):
             run.write_error(Path(trial.error_file).read_text())  # Tune's, since the process is dead
             text = (
                 f"its process died {trial.run_metadata.num_failures} times: killed, out of memory, "
-                "or its node was lost; see error.txt in its folder"
+                "hung for --step-timeout, or its node was lost; see error.txt in its folder"
             )
             run.write_summary(self._trial_table.config.train.dataset, "failed", error=text)
             self._trial_table.end(number, text)

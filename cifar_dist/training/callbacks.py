@@ -35,11 +35,24 @@ class CountProgress(Callback):
     def __init__(self) -> None:
         self.marks = 0
         """Of parts of steps; it only grows."""
-        self.steps = 0
-        """Done here since the start, those of validation and test too."""
+        self.usual_s: float | None = None
+        """Mean time of a step here, also one of validation or test; None before the first one."""
+        self._began: float | None = None
+        self._steps = 0
+
+    def _begin(self) -> None:
+        self.marks += 1
+        if self._began is None:
+            self._began = time.monotonic()
+
+    def _end(self) -> None:
+        assert self._began is not None
+        self.marks += 1
+        self._steps += 1
+        self.usual_s = (time.monotonic() - self._began) / self._steps
 
     def on_train_batch_start(self, *args: Any) -> None:
-        self.marks += 1
+        self._begin()
 
     def on_before_backward(self, *args: Any) -> None:
         self.marks += 1
@@ -48,22 +61,19 @@ class CountProgress(Callback):
         self.marks += 1
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.marks += 1
-        self.steps += 1
+        self._end()
 
     def on_validation_batch_start(self, *args: Any) -> None:
-        self.marks += 1
+        self._begin()
 
     def on_validation_batch_end(self, *args: Any) -> None:
-        self.marks += 1
-        self.steps += 1
+        self._end()
 
     def on_test_batch_start(self, *args: Any) -> None:
-        self.marks += 1
+        self._begin()
 
     def on_test_batch_end(self, *args: Any) -> None:
-        self.marks += 1
-        self.steps += 1
+        self._end()
 
 
 class AverageBatchNorm(Callback):

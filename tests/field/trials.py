@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from pathlib import Path
+from typing import Any
 
-from cifar_dist.cluster.trials import TrialWork
-from cifar_dist.runs.metrics import METRICS
+from cifar_dist.cluster.trials import TrialWork, train_here
+from cifar_dist.runs.metrics import METRICS, Outcome
 from tests.cluster.trials import number_of
 
 
@@ -65,6 +67,23 @@ def in_a_lost_folder(work: TrialWork) -> None:
     if number_of(work) == 1 and not taken.exists():
         work.run.path.rename(taken)
     report_epochs(work, [0.5, 0.4])
+
+
+def hanging_once(work: TrialWork) -> Outcome:
+    """Train, but the first time hang in the second step."""
+    from cifar_dist.training import checkpointing, fit
+
+    marker = work.run.path / "hung"
+
+    class Hanging(checkpointing.RunCheckpointer):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            super().on_train_batch_end(trainer, *args)
+            if trainer.global_step == 2 and not marker.exists():
+                marker.touch()
+                time.sleep(10_000)
+
+    fit.RunCheckpointer = Hanging
+    return train_here(work)
 
 
 def failing_once(work: TrialWork) -> None:
