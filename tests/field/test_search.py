@@ -250,7 +250,10 @@ def test_a_search_is_interrupted_before_its_first_trial(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("training", [trials.on_a_full_disk, trials.in_a_lost_folder])
+@pytest.mark.parametrize(
+    "training",
+    [trials.on_a_full_disk, pytest.param(trials.in_a_lost_folder, marks=pytest.mark.slow)],
+)
 def test_the_disk_is_full_while_a_search_runs(tmp_path: Path, training) -> None:
     config = small(tmp_path, num_samples=4, max_concurrent=1)
     with pytest.raises(RunFailed, match=r"to resume: .* --name s --resume") as raised:
