@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import signal
@@ -17,12 +18,14 @@ from cifar_dist.cli import parse_tune
 from cifar_dist.config.files import read_settings
 from cifar_dist.config.tune import TuneConfig, make_tune_config
 from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.events import Event, TrialUpdated, Warned
+from cifar_dist.events import Event, SearchPlan, TrialUpdated, Warned
+from cifar_dist.reports.write import write_report
 from cifar_dist.runs.metrics import METRICS
 from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.search.space import read_space, searched_space
 from cifar_dist.search.suggestions import Optuna
 from cifar_dist.search.trials import TrialTable
+from cifar_dist.terminal.search import SearchDisplay, ranking
 from cifar_dist.tune import Searched, _results, search
 from tests.cluster.trials import curve
 from tests.field import trials
@@ -221,6 +224,26 @@ def test_optuna_learns_that_nan_is_bad(tmp_path: Path, scheduler: str) -> None:
         optuna.observe(number, table.row(number))
     assert [each.value for each in optuna._study.trials][:3] == [math.inf, math.inf, 0.5]
     assert optuna.draw(99).keys() == table.space.domains.keys()
+
+
+def test_the_live_table_and_the_report_of_a_search_with_nan(tmp_path: Path) -> None:
+    losses = [[math.nan], [0.4], [math.inf], [0.3]]
+    table = table_of(tmp_path, losses)
+    display = SearchDisplay(io.StringIO())
+    display(SearchPlan(2, 4, 0, "val_loss", "min", []))
+    for number in table.numbers():
+        display(table.event(number))
+    shown = display._table()
+    assert list(shown.columns[0].cells) == ["t0003", "t0001", "t0000", "t0002"]
+    assert [line.split()[0] for line in ranking(table.table(), "val_loss", "min")[1:]] == [
+        "t0003", "t0001", "t0000", "t0002",
+    ]  # fmt: skip
+    config = small(tmp_path, metric="val_loss")
+    directory = SearchDirectory.create(config, searched_space(config))
+    table.write(directory)
+    directory.write_summary({"status": "completed", **table.summary(), "seconds": 1.0})
+    page = Path(str(write_report([directory.path], measure=False))).read_text()
+    assert "parallel coordinates of 2 trials" in page
 
 
 # --- what failed trials did not run ------------------------------------------------------------
