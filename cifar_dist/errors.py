@@ -16,6 +16,10 @@ class Diverged(RunFailed):
     """A loss that is no longer finite: no restart mends it."""
 
 
+class StorageFailed(RunFailed):
+    """A file cannot be written: the machine's fault, which another run or trial would meet too."""
+
+
 class Interrupted(Exception):
     """The person or the system asked the driver to stop (exit 130)."""
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cifar_dist.errors import RunFailed, UserError, first_line
+from cifar_dist.errors import RunFailed, StorageFailed, UserError, first_line
 
 SCHEMES = ("s3", "gs")
 """Of the addresses that pyarrow's file systems know without further packages."""
@@ -267,7 +267,7 @@ def write_atomically(file: AnyPath, content: bytes) -> None:
     """Write a file so that it is there whole or not at all: on a disk aside, and renamed.
 
     Raises:
-        RunFailed: it cannot be written, e.g. to a full disk; what was there before is intact.
+        StorageFailed: it cannot be written, e.g. to a full disk; what was there before is intact.
     """
     try:
         if isinstance(file, StorePath):
@@ -277,7 +277,9 @@ def write_atomically(file: AnyPath, content: bytes) -> None:
         else:
             write_aside(file, [content])
     except OSError as error:
-        raise RunFailed(f"{file}: cannot be written ({error.strerror}); {_advice(error)}") from None
+        raise StorageFailed(
+            f"{file}: cannot be written ({error.strerror}); {_advice(error)}"
+        ) from None
 
 
 def _advice(error: OSError) -> str:
@@ -313,6 +315,26 @@ def write_aside(file: Path, parts: Iterable[bytes | memoryview]) -> None:
         os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)
+
+
+_OF_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+"""What the system says of a disk that is full, over a quota, read-only, broken or gone; an object
+store that does not answer counts as broken."""
+
+
+def storage_failure(error: BaseException) -> StorageFailed | None:
+    """Return what an exception says of the machine's storage; None where that is not its cause."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, StorageFailed):
+            return seen
+        if isinstance(seen, OSError) and seen.errno in _OF_STORAGE:
+            # A library's file has no name, or a command's own error says more.
+            said = error if isinstance(error, RunFailed | UserError) else seen
+            full = seen.errno in (errno.ENOSPC, errno.EDQUOT)
+            return StorageFailed(first_line(said) + "; make room for it" * full)
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def as_json(values: Mapping[str, Any]) -> bytes:

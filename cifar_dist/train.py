@@ -22,6 +22,7 @@ from cifar_dist.registry import SCHEDULES, dataset_traits
 from cifar_dist.reports.attempt import leave_report
 from cifar_dist.runs.commit import git_commit
 from cifar_dist.runs.directory import RunDirectory
+from cifar_dist.runs.lock import Lock, locked
 from cifar_dist.runs.metrics import Outcome
 from cifar_dist.signals import interruption_noted
 from cifar_dist.terminal.hints import files_in, resume_command, shown
@@ -50,11 +51,22 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
         command: what was typed, for ``environment.json``.
 
     Raises:
-        UserError: bad configuration or data, or too few resources; a new run leaves nothing.
+        UserError: bad configuration or data, too few resources, or another command works in the
+            run's directory; a new run leaves nothing.
         RunFailed: the run failed after its restarts. Other exceptions come from ``listener`` or a
             library, e.g. of a run without Ray; a note says how to resume what was trained.
         Interrupted: the process was asked to stop; what is needed to resume is saved.
     """
+    config = with_absolute_paths(config)
+    run = RunDirectory.existing(config) if config.resume else RunDirectory.create(config)
+    with locked(run.path, listener) as lock:
+        return _train(config, run, lock, listener, command)
+
+
+def _train(
+    config: TrainConfig, run: RunDirectory, lock: Lock, listener: Listener, command: str | None
+) -> Trained:
+    """Train in a directory that no other command writes into; see `train`."""
     began = time.monotonic()
     counter = RestartCounter(listener)
 
@@ -62,8 +74,6 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
         seconds = time.monotonic() - began
         return run.write_summary(config.dataset, status, outcome, counter.restarts, seconds)
 
-    config = with_absolute_paths(config)
-    run = RunDirectory.existing(config) if config.resume else RunDirectory.create(config)
     to_resume = f"to resume: {resume_command(COMMAND, run.name, config.storage_path)}"
     try:
         outcome = _run(config, run, counter, {"command": command, "git_commit": git_commit()})
@@ -72,11 +82,13 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
         if not config.resume:
             run.discard()
         raise
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt) as stop:
         # Both errors, since in a notebook no handler of ours turns Ctrl-C into `Interrupted`.
+        lock.check()
         with contextlib.suppress(Exception):  # must not hide how to resume
             summarise("interrupted")
-        raise Interrupted(f"interrupted; {to_resume}") from None
+        said = f"interrupted: {stop}" if str(stop) else "interrupted"
+        raise Interrupted(f"{said}; {to_resume}") from None
     except RunFailed as error:
         with contextlib.suppress(Exception):  # e.g. no room for that either
             summarise("failed")
@@ -92,6 +104,7 @@ def train(config: TrainConfig, listener: Listener = ignore, command: str | None 
             with contextlib.suppress(Exception):
                 summarise("failed")
         raise
+    lock.check()
     trained = Trained(run, outcome, summarise("completed", outcome))
     if config.report:
         leave_report(run, listener)

@@ -22,6 +22,7 @@ from cifar_dist.exits import run_command
 from cifar_dist.model.networks import check_network, check_starting_weights
 from cifar_dist.reports.attempt import leave_report
 from cifar_dist.runs.commit import git_commit
+from cifar_dist.runs.lock import Lock, locked
 from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.search.space import Space, searched_space
 from cifar_dist.terminal.hints import files_in, resume_command, shown
@@ -73,24 +74,41 @@ def search(
         training: what a trial of one worker does instead of training; for measurements and tests.
 
     Raises:
-        UserError: bad configuration, space or data, or too few resources; a new search leaves
-            nothing.
+        UserError: bad configuration, space or data, too few resources, or another command works in
+            the search's directory; a new search leaves nothing.
         RunFailed: every trial failed.
         Interrupted: the process was asked to stop; what is needed to resume is saved.
     """
-    began = time.monotonic()
     config = config.replace(train=with_absolute_paths(config.train))
-    resume, storage_path = config.train.resume, config.train.storage_path
-    if resume:
-        directory = SearchDirectory.existing(config)
+    if config.train.resume:
+        directory = SearchDirectory.existing(config, listener)
         space = directory.read_space()
         space.check(config.trial_base)
-        trial_table, suggestions = _trial_table(config, space, directory)
-    else:
-        # All draws are made and checked before the directory exists, so that a refusal leaves none.
-        space = searched_space(config)
-        trial_table, suggestions = _trial_table(config, space)
-        directory = SearchDirectory.create(config, space)
+        with locked(directory.path, listener) as lock:
+            # What trials have left is read only now that nobody adds to it.
+            tried = _trial_table(config, space, directory)
+            return _search(config, directory, lock, tried, listener, command, training)
+    # All draws are made and checked before the directory exists, so that a refusal leaves none.
+    space = searched_space(config)
+    tried = _trial_table(config, space)
+    directory = SearchDirectory.create(config, space)
+    with locked(directory.path, listener) as lock:
+        return _search(config, directory, lock, tried, listener, command, training)
+
+
+def _search(
+    config: TuneConfig,
+    directory: SearchDirectory,
+    lock: Lock,
+    tried: tuple[TrialTable, Optuna | None],
+    listener: Listener,
+    command: str | None,
+    training: Training | None,
+) -> Searched:
+    """Search in a directory that no other command writes into; see `search`."""
+    began = time.monotonic()
+    trial_table, suggestions = tried
+    resume, storage_path = config.train.resume, config.train.storage_path
     to_resume = f"to resume: {resume_command(COMMAND, directory.name, storage_path)}"
 
     def finish(status: str) -> Searched:
@@ -111,6 +129,7 @@ def search(
             directory.discard()
         raise
     except (Interrupted, KeyboardInterrupt):
+        lock.check()
         with contextlib.suppress(Exception):  # must not hide how to resume
             finish("interrupted")
         raise Interrupted(f"interrupted; {to_resume}") from None
@@ -124,6 +143,7 @@ def search(
             with contextlib.suppress(Exception):
                 finish("failed")
         raise
+    lock.check()
     if not directory.config_file.is_file():
         finish("failed")
         raise RunFailed(
@@ -134,12 +154,13 @@ def search(
     searched = finish("unfinished" if unfinished else "completed")
     if config.train.report:
         leave_report(directory, listener)
-    if searched.summary["failed"] == len(searched.table):
+    if searched.summary["failed"] == len(searched.table) > 0:
         first = searched.table["error"].iloc[0]
         # Raised last: the tables, which hold every trial's error, are written by then.
         raise RunFailed(
             f"all {len(searched.table)} trials failed, the first with: {first}; "
-            f"their tracebacks are in {shown(directory.trials_folder)}"
+            f"their tracebacks are in {shown(directory.trials_folder)}\n"
+            f"to run them again: {_retry_command(directory, storage_path)}"
         )
     return searched
 
@@ -220,8 +241,9 @@ def _run(
         have_resources(base, listener, TUNE_FLAGS)
         check_shared(directory.path)
         # Imported after the checks: Ray Tune takes seconds to load, which would delay a refusal.
+        from cifar_dist.cluster.searcher import slots
         from cifar_dist.cluster.trials import train_here
-        from cifar_dist.cluster.tuner import run_trials, slots, tidy
+        from cifar_dist.cluster.tuner import run_trials, tidy
 
         before = (directory.trial(number).started_with_fingerprint() for number in left)
         started_with = next(filter(None, before), None)
@@ -246,6 +268,9 @@ def _run(
         # Only now, when nothing refuses the search any more: a refused resume changes nothing.
         directory.remove_leftovers()
         directory.write_config(config)
+        for number in left:
+            if directory.trial(number).read_summary().get("status") == "failed":
+                directory.retry(number)
         listener(_plan(config, directory, trial_table, dataset, where, len(left), slots(config)))
         run_trials(
             directory, trial_table, suggestions, left, dataset.fingerprint, launched, listener,
@@ -301,17 +326,23 @@ def _plan(
     )
 
 
+def _retry_command(directory: SearchDirectory, storage_path: str) -> str:
+    return resume_command(COMMAND, directory.name, storage_path, "--retry-failed")
+
+
 def _results(searched: Searched, config: TuneConfig) -> list[str]:
+    from cifar_dist.search.trials import epochs_saved
     from cifar_dist.terminal.run import duration
     from cifar_dist.terminal.search import ranking
 
     summary, directory = searched.summary, searched.directory
     lines = ["the best trials:", *ranking(searched.table, config.metric, config.mode)]
     run, possible = summary["epochs_run"], summary["epochs_possible"]
-    if config.scheduler == "asha":
+    if config.scheduler == "asha" and possible:
+        saved = epochs_saved(searched.table, summary, config.train.max_epochs)
         lines.append(
             f"ASHA stopped {summary['stopped']} of {summary['trials']} trials: {run} of "
-            f"{possible} epochs run, {1 - run / possible:.0%} saved"
+            f"{possible} epochs run, {saved / possible:.0%} saved"
         )
     failed = f", {summary['failed']} failed" if summary["failed"] else ""
     lines += [
@@ -319,6 +350,9 @@ def _results(searched: Searched, config: TuneConfig) -> list[str]:
         f"{summary['stopped']} stopped{failed}",
         f"files in {shown(directory.path)}: {files_in(directory.path)}",
     ]
+    if failed:
+        again = _retry_command(directory, config.train.storage_path)
+        lines.append(f"to run the failed ones again: {again}")
     if summary["unfinished"]:
         lines.append(
             f"time budget of {config.time_budget} over, {summary['unfinished']} trials "

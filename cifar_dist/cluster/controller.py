@@ -5,11 +5,11 @@ No torch here: the workers are started when the controller has loaded what it ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from ray.train import UserCallback, WorkerGroupError
 
+from cifar_dist.cluster.progress import name_workers
 from cifar_dist.events import WorkersLost
 
 OF_A_NEIGHBOUR = ("gloo", "NCCL", "Connection", "Broken pipe")
@@ -52,11 +52,6 @@ class ReportFailures(UserCallback):
             self._failures_left -= 1
             message = f"{name_workers(worker_exceptions)} failed"
             self._coordinator.put.remote(WorkersLost(message))
-
-
-def name_workers(ranks: Iterable[int]) -> str:
-    """Return workers' ranks, formatted for display."""
-    return f"worker {', '.join(map(str, sorted(ranks)))}"
 
 
 def summarize_failure(error: BaseException, died: type[BaseException]) -> str:

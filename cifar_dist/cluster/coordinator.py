@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cifar_dist.cluster.progress import RankProgress, Stall
 from cifar_dist.events import Event, Fatal, Order
 
 
@@ -70,6 +71,25 @@ class Coordinator:
         self._requests = 0
         self._request: _Request | None = None
         self._changed = asyncio.Condition()
+        self._progress = RankProgress()
+
+    async def report_progress(
+        self, start: str, world_size: int, rank: int, marks: int, usual_s: float | None
+    ) -> None:
+        """Take a rank's report of how far it is."""
+        self._progress.report(start, world_size, rank, marks, usual_s)
+
+    async def leave(self, start: str, rank: int) -> None:
+        """Take note that a rank has ended its training."""
+        self._progress.leave(start, rank)
+
+    async def stall(self) -> Stall | None:
+        """Return which ranks the others wait for at the moment, and since when."""
+        return self._progress.stall()
+
+    async def forget_progress(self) -> None:
+        """Forget the ranks, which are about to be replaced."""
+        self._progress.forget()
 
     async def put(self, event: Event) -> None:
         """Add an event."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import random
 import time
 import traceback
@@ -30,8 +29,10 @@ from ray.util.placement_group import PlacementGroup
 from cifar_dist.cluster import ray_internals
 from cifar_dist.cluster.controller import describe_failure, mark_ended_well
 from cifar_dist.cluster.coordinator import Events, RequestListener, make_coordinator
+from cifar_dist.cluster.notices import Notices
+from cifar_dist.cluster.progress import HangWatch, ProgressReporter, Stall, name_workers
 from cifar_dist.cluster.resources import Resources, worker_resources
-from cifar_dist.cluster.session import ray_storage
+from cifar_dist.cluster.session import environment_set, ray_storage
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
@@ -43,13 +44,12 @@ from cifar_dist.events import (
     Order,
     RestartCounter,
     Started,
-    Warned,
     WorkerRaised,
     WorkersLost,
 )
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.metrics import Outcome
-from cifar_dist.storage import AnyPath, delete_folder
+from cifar_dist.storage import AnyPath, delete_folder, storage_failure
 from cifar_dist.variables import variables_restored
 
 RAY_VARIABLES = (
@@ -63,10 +63,10 @@ RAY_FOLDER = ".ray"
 POLL_S = 0.2
 STOP_TIMEOUT_S = 120
 """How long workers that are asked to stop may take to come to a step's end and save."""
+HUNG_STOP_TIMEOUT_S = 10
+"""The same where they hang already."""
 RESIZE_INTERVAL_S = 10
 """How often an elastic run checks whether it could have more workers."""
-LOOK_FOR_NOTICES_S = 5
-"""How often the cluster is asked which nodes are about to go."""
 NOTICE_DEATH_S = 0.5
 """How often Ray Train checks that workers are alive; its default is 2 s."""
 ELASTIC_PLACE_S = 30
@@ -111,6 +111,7 @@ def train_worker(work: Work) -> Outcome:
     from ray.train.lightning import RayLightningEnvironment
 
     from cifar_dist.cluster.strategy import FixedBucketsStrategy
+    from cifar_dist.training.callbacks import CountProgress
     from cifar_dist.training.fit import fit
 
     context = ray.train.get_context()
@@ -119,6 +120,9 @@ def train_worker(work: Work) -> Outcome:
     # workers with those of workers that a failure has ended.
     start = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex)
     requests = RequestListener(work.coordinator, start, world_size, rank)
+    progress = CountProgress()
+    report = functools.partial(work.coordinator.report_progress.remote, start, world_size, rank)
+    reporter = ProgressReporter(progress, config.step_timeout_s, report)
     outcome = fit(
         config,
         work.run,
@@ -128,17 +132,24 @@ def train_worker(work: Work) -> Outcome:
         plugins=[RayLightningEnvironment()],
         launched=work.launched,
         listener=notify,
-        report=functools.partial(_report_and_wait, work) if work.is_trial else ray.train.report,
+        report=functools.partial(_report_and_wait, work, reporter)
+        if work.is_trial
+        else ray.train.report,
         ask=requests.ask,
+        progress=progress,
         test=not work.is_trial,
     )
     requests.close()
+    reporter.close()
+    work.coordinator.leave.remote(start, rank)
     return outcome
 
 
-def _report_and_wait(work: Work, row: dict[str, Any]) -> None:
+def _report_and_wait(work: Work, reporter: ProgressReporter, row: dict[str, Any]) -> None:
     ray.train.report(row)
-    if not ray.get(work.coordinator.may_continue.remote(row["epoch"])):
+    with reporter.excused():
+        goes_on = ray.get(work.coordinator.may_continue.remote(row["epoch"]))
+    if not goes_on:
         raise StoppedByScheduler
 
 
@@ -159,6 +170,8 @@ def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
         event: Event = WorkerRaised(f"worker {rank}: {traceback.format_exc()}")
         if isinstance(error, UserError | RunFailed):
             event = Fatal(error)
+        elif (failure := storage_failure(error)) is not None:
+            event = Fatal(failure)  # new workers would find the same disk
         ray.get(work.coordinator.put.remote(event))  # waited for: this process may end next
         raise
     mark_ended_well()
@@ -200,22 +213,21 @@ def train_on_ray(
     is_trial = coordinator is not None
     coordinator = coordinator or make_coordinator()
     work = Work(config, run, dataset_fingerprint, launched, coordinator, is_trial)
-    for name, value in ray_settings(config).items():
-        os.environ.setdefault(name, value)
     events = Events(coordinator)
-    while True:
-        # A new controller would start to count at zero, and a run whose controller dies again and
-        # again would never end.
-        failures_left = config.max_failures - listener.losses
-        attempt = _Attempt(work, worker, events, failures_left)
-        try:
-            return attempt.follow(listener)
-        except RayActorError:
-            # Ray Train's controller, which nobody else restarts.
-            if listener.losses >= config.max_failures:
-                raise RunFailed("the process of Ray Train's controller died") from None
-            attempt.clean_up()
-            listener(WorkersLost("the process of Ray Train's controller died"))
+    with environment_set(ray_settings(config), keep=True):
+        while True:
+            # A new controller would start to count at zero, and a run whose controller dies again
+            # and again would never end.
+            failures_left = config.max_failures - listener.losses
+            attempt = _Attempt(work, worker, events, failures_left)
+            try:
+                return attempt.follow(listener)
+            except RayActorError:
+                # Ray Train's controller, which nobody else restarts.
+                if listener.losses >= config.max_failures:
+                    raise RunFailed("the process of Ray Train's controller died") from None
+                attempt.clean_up()
+                listener(WorkersLost("the process of Ray Train's controller died"))
 
 
 def ray_settings(config: TrainConfig) -> dict[str, str]:
@@ -267,6 +279,10 @@ class _Attempt:
             _reservation_file(work.run).write_text(reservation)
         self._raised: list[str] = []
         self._training = False
+        self._hung: Stall | None = None
+        """What the workers of this start wait for."""
+        self._ended = False
+        """Whether they were ended for it."""
 
     def follow(self, listener: Listener) -> Outcome | None:
         """Pass on what workers report until they are done.
@@ -276,7 +292,8 @@ class _Attempt:
             UserError, RunFailed, Interrupted: as `train_on_ray`.
         """
         running = InThread(self._trainer.fit)
-        notices = _Notices(self._work.coordinator, listener)
+        notices = Notices(self._work.coordinator, listener)
+        watch = HangWatch(self._work.coordinator, listener, self._work.config.step_timeout_s)
         stop_at: float | None = None
         try:
             while True:
@@ -289,14 +306,18 @@ class _Attempt:
                     # Workers that never come to a step's end, e.g. in a collective with a rank that
                     # died, must not keep the command from ending.
                     if stop_at is not None and time.monotonic() > stop_at:
-                        break
+                        raise Interrupted(self._nothing_saved(watch.stall))
                     if not self._work.is_trial:
                         notices.look()
+                    if self._training:
+                        self._end_hung(watch)
                     time.sleep(POLL_S)
                 except (Interrupted, KeyboardInterrupt):
                     if stop_at is not None or self._work.is_trial or not self._training:
                         raise
-                    stop_at = time.monotonic() + STOP_TIMEOUT_S
+                    stop_at = time.monotonic() + (
+                        STOP_TIMEOUT_S if watch.stall is None else HUNG_STOP_TIMEOUT_S
+                    )
                     self._work.coordinator.request.remote(Order.STOP)
                     listener(INTERRUPTED)
         finally:
@@ -306,11 +327,35 @@ class _Attempt:
             raise running.error
         if running.error is not None:
             said = self._raised[0].strip() if self._raised else describe_failure(running.error)
+            if self._ended:
+                said = f"{self._hung}; if its steps take so long, raise --step-timeout"
+            elif self._hung is not None:
+                # Workers that waited for one that hangs raise what their collectives do.
+                said = f"{self._hung}\n{said}"
             raise RunFailed(said) from running.error
         outcome: Outcome | None = running.result and running.result.return_value
         if outcome is None and stop_at is not None:
             raise Interrupted
         return outcome
+
+    def _end_hung(self, watch: HangWatch) -> None:
+        """End workers that hang too long, so that Ray Train's controller restarts them."""
+        failed = watch.look()
+        self._hung = watch.stall
+        if failed is not None:
+            # By what they run on: whoever is stopped can be asked for nothing, and a worker that
+            # ended itself would look like the one at fault.
+            self.clean_up()
+            self._work.coordinator.forget_progress.remote()
+            self._training, self._ended = False, True
+
+    def _nothing_saved(self, stall: Stall | None) -> str:
+        who = "the workers" if stall is None else name_workers(stall.ranks)
+        newest = next((each.name for each in self._work.run.checkpoints_newest_first()), "none")
+        return (
+            f"{who} came to no step's end, so nothing was saved now; the newest checkpoint is "
+            f"{newest}"
+        )
 
     def _pass_on(self, listener: Listener, last: bool) -> None:
         for event in self._events.take(last):
@@ -322,9 +367,11 @@ class _Attempt:
                     continue
                 case Started():
                     self._raised.clear()  # a restart mended it
-                    self._training = True
+                    self._training, self._hung, self._ended = True, None, False
                 case WorkersLost():
                     self._training = False
+                    if self._hung is not None:
+                        event = WorkersLost(f"{self._hung}")
             listener(event)
 
     def clean_up(self) -> None:
@@ -344,29 +391,6 @@ def _forget_reservation(run: RunDirectory) -> None:
     # There may be none, or nobody who remembers.
     with contextlib.suppress(OSError, ValueError, ray.exceptions.RayError):
         ray_internals.cancel_reservation(_reservation_file(run).read_text())
-
-
-class _Notices:
-    """A check that has a checkpoint written when the cluster says that a node is about to go."""
-
-    def __init__(self, coordinator: Any, listener: Listener) -> None:
-        self._coordinator = coordinator
-        self._listener = listener
-        self._known: set[str] = set()
-        self._looked = 0.0
-
-    def look(self) -> None:
-        """Look, unless that was a moment ago."""
-        if time.monotonic() - self._looked < LOOK_FOR_NOTICES_S:
-            return
-        self._looked = time.monotonic()
-        leaving = ray_internals.draining_nodes()
-        if new := leaving - self._known:
-            self._known |= new
-            self._coordinator.request.remote(Order.SAVE)
-            nodes = ", ".join(sorted(node[:8] for node in new))
-            said = f"node {nodes} is about to go: saving a checkpoint"
-            self._listener(Warned(said))
 
 
 def _backend(config: TrainConfig) -> str:

@@ -20,6 +20,7 @@ import ray
 from ray import tune
 
 from cifar_dist.cluster import ray_internals
+from cifar_dist.cluster.progress import killed_if_hung
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import RunFailed, UserError
@@ -27,6 +28,7 @@ from cifar_dist.events import EpochDone, Event, RestartCounter
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.metrics import Outcome
 from cifar_dist.search.directory import SearchDirectory
+from cifar_dist.storage import storage_failure
 
 POLL_S = 0.1
 STOP_TIMEOUT_S = 60
@@ -77,13 +79,23 @@ def train_here(work: TrialWork) -> Outcome:
     from cifar_dist.training.torchmetrics_alone import load_torchmetrics_alone
 
     load_torchmetrics_alone()
+    from cifar_dist.training.callbacks import CountProgress
     from cifar_dist.training.fit import fit
 
-    config = work.config
+    config, progress = work.config, CountProgress()
     assert config.data_dir is not None  # resolved when the config was made
     gc.collect()  # the network and optimizer of the trial before, which refer to each other
     dataset = prepare_same(config.dataset, config.data_dir, work.dataset_fingerprint)
-    return fit(config, work.run, dataset, launched=work.launched, report=work.report, test=False)
+    with killed_if_hung(progress, config.step_timeout_s) as reporter:
+
+        def report(row: dict[str, Any]) -> None:
+            with reporter.excused():
+                work.report(row)
+
+        return fit(
+            config, work.run, dataset, launched=work.launched, report=report, progress=progress,
+            test=False,
+        )  # fmt: skip
 
 
 def ended(work: TrialWork, training: Training) -> dict[str, Any]:
@@ -91,8 +103,18 @@ def ended(work: TrialWork, training: Training) -> dict[str, Any]:
     ``lost``, whether this process is of no more use.
 
     What a training raises ends the trial and is written to disk: the search continues, and a
-    search that is resumed does not run the trial again.
+    search that is resumed does not run the trial again. But where the machine's storage fails, all
+    other trials would fail too: the trial has not ended then, and ``storage`` says what failed.
     """
+    try:
+        return _ended(work, training)
+    except Exception as error:
+        if (failure := storage_failure(error)) is None:
+            raise
+        return {"storage": str(failure), "lost": False, "error": None}
+
+
+def _ended(work: TrialWork, training: Training) -> dict[str, Any]:
     run, dataset = work.run, work.config.dataset
     # Tune restarts a trial whose process died, also where it died after the trial's end: its
     # summary is then final, and training it again would only cost its time.
@@ -104,6 +126,8 @@ def ended(work: TrialWork, training: Training) -> dict[str, Any]:
     try:
         outcome = training(work)
     except Exception as error:
+        if storage_failure(error) is not None:
+            raise
         run.write_error(traceback.format_exc())
         text = in_one_line(error)
         seconds = time.monotonic() - began

@@ -6,7 +6,6 @@ All of it is in the driver; what a trial does in its process is in `cifar_dist.c
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -19,27 +18,24 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from cifar_dist.cluster import ray_internals
-from cifar_dist.cluster.resources import room, worker_resources
-from cifar_dist.cluster.session import ray_storage
+from cifar_dist.cluster.resources import worker_resources
+from cifar_dist.cluster.searcher import NumberedTrials, OfTheDriver, slots
+from cifar_dist.cluster.session import environment_set, ray_storage
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.cluster.trials import Plan, SeveralWorkers, Training, one_worker, train_here
 from cifar_dist.config.train import TrainConfig
-from cifar_dist.config.tune import TuneConfig
-from cifar_dist.errors import RunFailed
+from cifar_dist.errors import RunFailed, StorageFailed
 from cifar_dist.events import Event, Listener
 from cifar_dist.search.directory import SearchDirectory, trial_id
 from cifar_dist.search.suggestions import Optuna
 from cifar_dist.search.trials import TrialTable
-from cifar_dist.storage import delete_folder
+from cifar_dist.storage import delete_folder, storage_failure
 
 RAY_FOLDER = ".ray"
 """The folder of Ray's own files, in the search's directory while the search lasts."""
 POLL_S = 0.1
-SLOTS_KNOWN_S = 5
-"""How long the number of trials that fit on the cluster is kept before it is counted again."""
 WRITING_SHARE = 0.05
 """Most of the driver's time that goes into writing the tables while the search lasts."""
 # A byte, since Ray takes no empty bundle. Not a part of a CPU: where workers fill a node's CPUs,
@@ -48,93 +44,55 @@ DRIVER_BUNDLE = {"memory": 1}
 """Resources of the process that supervises a trial of several workers: a byte of memory."""
 
 
-class _OfTheDriver:
-    """Base of objects that stay in the driver, where Tune would copy and pickle them."""
-
-    def __deepcopy__(self, memo: object) -> Any:
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _Numbered(_OfTheDriver, Searcher):
-    """Searcher that gives Tune the remaining trials by their numbers, as there is room."""
-
-    def __init__(
-        self, numbers: list[int], suggestions: Optuna | None, trial_table: TrialTable
-    ) -> None:
-        super().__init__(metric=trial_table.config.metric, mode=trial_table.config.mode)
-        self._left = list(reversed(numbers))
-        self._suggestions = suggestions
-        self._trial_table = trial_table
-        self._live: dict[str, int] = {}
-        self._slots, self._slots_known_until = 0, 0.0
-
-    def suggest(self, trial_id: str) -> Any:
-        if not self._left:
-            return Searcher.FINISHED
-        # Tune also asks for trials that would only wait for a place. Drawn when there is room,
-        # Optuna's values take account of all trials that have ended by then.
-        if len(self._live) >= self._room():
-            return None
-        # Ascending, since ASHA judges a trial only when those of lower number are judged: one that
-        # started early would run beyond its rung while it waits.
-        number = self._left.pop()
-        drawn = self._draw(number)
-        self._trial_table.add_trial(number, drawn)
-        self._live[trial_id] = number
-        return {"number": number, "drawn": dict(drawn)}
-
-    def _room(self) -> int:
-        """Return how many trials may run at a time."""
-        if time.monotonic() > self._slots_known_until:
-            self._slots = slots(self._trial_table.config)
-            self._slots_known_until = time.monotonic() + SLOTS_KNOWN_S
-        return self._slots
-
-    def _draw(self, number: int) -> Mapping[str, Any]:
-        if self._suggestions is not None:
-            return self._suggestions.draw(number)
-        drawn = self._trial_table.drawn(number)
-        assert drawn is not None  # all were, before the search began
-        return drawn
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: searches learn from trials that have ended."""
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        number = self._live.pop(trial_id)
-        if self._suggestions is not None:
-            self._suggestions.observe(number, self._trial_table.row(number))
-
-
-class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
+class _InOrderScheduler(OfTheDriver, FIFOScheduler):
     """Scheduler that puts every result into the trial table, and stops the trials that it cuts."""
 
-    def __init__(self, trial_table: TrialTable, notify: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        directory: SearchDirectory,
+        trial_table: TrialTable,
+        until: _Until,
+        notify: Callable[[int], None],
+    ) -> None:
         super().__init__()
+        self._directory = directory
         self._trial_table = trial_table
+        self._until = until
         self._notify = notify
         self._placed: set[str] = set()
 
     def on_trial_result(self, controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         number = trial.config["number"]
         if "epoch" in result:
-            self._trial_table.add_row(number, result)
+            self._take(number, result)
             self._notify(number)
         if not self._ended(trial, result) and self._trial_table.stopped(number):
             return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
 
+    def _take(self, number: int, row: Mapping[str, Any]) -> None:
+        run = self._directory.trial(number)
+        if row["epoch"] > self._trial_table.epochs(number) + 1:
+            # Its process, or that of its rank 0, died after a checkpoint and before the report.
+            self._trial_table.add_rows_of(number, run)
+        if (known := self._trial_table.epochs(number)) < row["epoch"] - 1:
+            raise RunFailed(
+                f"{run.metrics_file}: lacks epoch {known + 1} of a trial that is at epoch "
+                f"{row['epoch']}"
+            )
+        self._trial_table.add_row(number, row)
+
     def on_trial_complete(self, controller: Any, trial: RayTrial, result: dict[str, Any]) -> None:
         self._ended(trial, result)  # a result that says "done" comes here alone
 
     def _ended(self, trial: RayTrial, result: dict[str, Any]) -> bool:
+        if result.get("storage"):
+            self._until.end(StorageFailed(result["storage"]))
         if result.get("ended"):
-            self._trial_table.end(trial.config["number"], result.get("error"))
+            number, most = trial.config["number"], self._trial_table.config.train.max_epochs
+            if self._trial_table.epochs(number) < most:  # it failed, or died before a report
+                self._trial_table.add_rows_of(number, self._directory.trial(number))
+            self._trial_table.end(number, result.get("error"))
             if result.get("lost"):
                 # Its process raises next, so that Tune ends it. Without this Tune would call the
                 # trial again, in a warm process that would end the same way.
@@ -158,7 +116,7 @@ class _InOrderScheduler(_OfTheDriver, FIFOScheduler):
         return chosen
 
 
-class _Bookkeeper(_OfTheDriver, tune.Callback):
+class _Bookkeeper(OfTheDriver, tune.Callback):
     """Callback that notifies of trials that begin and end, and tidies up after them."""
 
     def __init__(
@@ -182,11 +140,12 @@ class _Bookkeeper(_OfTheDriver, tune.Callback):
         number = trial.config["number"]
         if not self._trial_table.finished(number):
             run = self._directory.trial(number)
+            self._trial_table.add_rows_of(number, run)
             run.path.mkdir(parents=True, exist_ok=True)
             run.write_error(Path(trial.error_file).read_text())  # Tune's, since the process is dead
             text = (
                 f"its process died {trial.run_metadata.num_failures} times: killed, out of memory, "
-                "or its node was lost; see error.txt in its folder"
+                "hung for --step-timeout, or its node was lost; see error.txt in its folder"
             )
             run.write_summary(self._trial_table.config.train.dataset, "failed", error=text)
             self._trial_table.end(number, text)
@@ -194,15 +153,18 @@ class _Bookkeeper(_OfTheDriver, tune.Callback):
         self._notify(number)
 
 
-class _Until(_OfTheDriver, tune.Stopper):
+class _Until(OfTheDriver, tune.Stopper):
     """Stopper that ends the search when its time is over, or on request."""
 
     def __init__(self, seconds: float | None) -> None:
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._requested = threading.Event()
+        self.error: RunFailed | None = None
+        """Why the search cannot continue."""
 
-    def end(self) -> None:
+    def end(self, error: RunFailed | None = None) -> None:
         """Request the end."""
+        self.error = self.error or error
         self._requested.set()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -225,16 +187,6 @@ def tidy(directory: SearchDirectory, trial_table: TrialTable, number: int) -> No
         run.write_summary(
             trial_table.config.train.dataset, "stopped", seconds=trial_table.seconds(number)
         )
-
-
-def slots(config: TuneConfig) -> int:
-    """Return how many trials run at a time on the cluster that this process is connected to.
-
-    On one that grows one more, since only what waits makes it grow.
-    """
-    there = max(room(worker_resources(config.trial_base)) // config.workers, 1)
-    there += ray_internals.autoscales()
-    return min(there, config.max_concurrent or there)
 
 
 def run_trials(
@@ -262,6 +214,8 @@ def run_trials(
         training: what a trial of one worker does.
 
     Raises:
+        StorageFailed: a trial, or this process, could not write its files; what was running is
+            unfinished.
         RunFailed: Ray Tune itself failed.
     """
     config = trial_table.config
@@ -283,8 +237,8 @@ def run_trials(
         tuner = tune.Tuner(
             _trainable(config.workers, base, plan),
             tune_config=tune.TuneConfig(
-                search_alg=_Numbered(numbers, suggestions, trial_table),
-                scheduler=_InOrderScheduler(trial_table, notify),
+                search_alg=NumberedTrials(numbers, suggestions, trial_table),
+                scheduler=_InOrderScheduler(directory, trial_table, until, notify),
                 num_samples=len(numbers),
                 # A warm process saves a trial seconds of imports. The class of trials with several
                 # workers has no `reset_config`, which reuse requires.
@@ -311,7 +265,14 @@ def run_trials(
         finally:
             delete_folder(directory.path / RAY_FOLDER)
     if running.error is not None:
+        if (failure := storage_failure(running.error)) is not None:
+            raise failure
+        # Tune wraps what a callback raises, with its traceback as the message.
+        if isinstance(running.error.__context__, RunFailed):
+            raise running.error.__context__
         raise RunFailed("".join(traceback.format_exception(running.error)).strip())
+    if until.error is not None:
+        raise until.error
     # A trial may reach its last epoch before the results come in that stop it at a rung: then its
     # own folder says that it was completed.
     for number in numbers:
@@ -368,18 +329,12 @@ def _quiet_tune(verbose: bool, slots: int) -> Iterator[None]:
         # A trial may end without a result, e.g. one that had reached its last epoch before.
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     }
-    before = {name: os.environ.get(name) for name in settings}
     logger = logging.getLogger("ray.tune")
     level = logger.level
-    os.environ.update(settings)
     if not verbose:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with environment_set(settings):
+            yield
     finally:
         logger.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from cifar_dist.config.fields import DURATION, Ranges, finite, whole_or_fraction
+from cifar_dist.config.fields import (
+    DURATION,
+    Ranges,
+    finite,
+    in_seconds,
+    whole_or_fraction,
+)
 from cifar_dist.errors import UserError
 from cifar_dist.registry import SCHEDULES
 from cifar_dist.storage import at
@@ -52,6 +58,11 @@ RANGES: Ranges = [
         "wait_for_resources",
         lambda v: re.fullmatch(DURATION, v) is not None,
         "seconds, or e.g. 90s, 10m, 2h",
+    ),
+    (
+        "step_timeout",
+        lambda v: re.fullmatch(DURATION, v) and (in_seconds(v) == 0 or in_seconds(v) >= 10),
+        "10 seconds or more, e.g. 90s, 10m, 2h, or 0 for never",
     ),
     (
         "name",

@@ -166,6 +166,10 @@ class TrainConfig(Resolved):
     """Epochs between two checkpoints, or steps, e.g. 200s."""
     max_failures: int = 3
     """Restarts before the run fails."""
+    step_timeout: str = "10m"
+    """Time without a step after which workers count as failed, and are restarted: seconds, or 90s,
+    10m, 2h; ten times the usual step's time where that is more; 0 for never. With workers under
+    Ray."""
     logger: LoggerName = "none"
     """Also log each epoch to a tracker, by Lightning's logger for it (an extra of that name)."""
     wait_for_resources: str = "10m"
@@ -178,7 +182,8 @@ class TrainConfig(Resolved):
 
     def __post_init__(self) -> None:
         # YAML reads 90 as a number, where a flag gives text.
-        object.__setattr__(self, "wait_for_resources", as_duration(self.wait_for_resources))
+        for name in ("wait_for_resources", "step_timeout"):
+            object.__setattr__(self, name, as_duration(getattr(self, name)))
         # Types first: derived values follow from the other settings, and ranges hold for them too.
         coerce_fields(self)
         # An empty variable counts as none.
@@ -221,6 +226,11 @@ class TrainConfig(Resolved):
         """`wait_for_resources` in seconds."""
         return in_seconds(self.wait_for_resources)
 
+    @property
+    def step_timeout_s(self) -> float:
+        """`step_timeout` in seconds; 0 for never."""
+        return in_seconds(self.step_timeout)
+
     def computes(self) -> dict[str, Any]:
         """Return the settings, by name, that decide what the run computes; all others say where
         and how long it runs."""
@@ -252,6 +262,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "checkpoint_every",
         "max_failures",
         "wait_for_resources",
+        "step_timeout",
         "logger",
         # A run that diverged would diverge again: it is resumed with `skip`.
         "on_nonfinite",

@@ -36,6 +36,7 @@ from cifar_dist.config.train import (
     with_preset,
 )
 from cifar_dist.errors import UserError
+from cifar_dist.storage import at
 
 DEFAULT_MAX_EPOCHS = 9
 """Epochs of a trial that is not stopped: three rungs, 1, 3 and 9, with the other defaults."""
@@ -80,6 +81,8 @@ class TuneConfig(Resolved):
     """Trials at a time (default: as many as fit on the cluster)."""
     time_budget: str | None = None
     """Time after which trials are stopped: seconds, or 90s, 30m, 8h; --resume continues them."""
+    retry_failed: bool = False
+    """With --resume: run the trials again that failed."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(
         default_factory=lambda: TrainConfig(max_epochs=DEFAULT_MAX_EPOCHS)
     )
@@ -111,6 +114,10 @@ class TuneConfig(Resolved):
                 f"--grace-period {self.grace_period}: is above --max-epochs "
                 f"{self.train.max_epochs}, so that no trial could be stopped; lower it, or give "
                 "--scheduler none"
+            )
+        if self.retry_failed and not self.train.resume:
+            raise UserError(
+                "--retry-failed: is for a search that is resumed; add --resume --name NAME"
             )
         if self.train.use_gpu and not self.gpus_per_trial:
             raise UserError("--gpus-per-trial 0: contradicts --use-gpu; omit one of them")
@@ -164,7 +171,8 @@ class TuneConfig(Resolved):
 
     def to_yaml(self) -> str:
         """Return the text of a search's ``config.yaml``, with absolute paths."""
-        return settings_as_yaml(self.replace(train=with_absolute_paths(self.train)))
+        space = str(at(self.space)) if self.space.endswith((".yaml", ".yml")) else self.space
+        return settings_as_yaml(self.replace(train=with_absolute_paths(self.train), space=space))
 
 
 # Not `max_epochs`: the rungs follow from it, and other rungs would have stopped other trials.
@@ -175,6 +183,9 @@ MAY_CHANGE_ON_TUNE_RESUME = (MAY_CHANGE_ON_RESUME - {"max_epochs"}) | {
     "gpus_per_trial",
     "max_concurrent",
     "time_budget",
+    "retry_failed",
+    # Its content is compared instead: the file may have been moved, or changed.
+    "space",
 }
 """Settings that say where and how long a search runs; all others say what it computes."""
 

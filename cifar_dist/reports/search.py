@@ -17,6 +17,7 @@ from cifar_dist.reports.search_figures import Setting
 from cifar_dist.search.asha import rung_epochs
 from cifar_dist.search.directory import SearchDirectory
 from cifar_dist.search.space import Domain, Space
+from cifar_dist.search.trials import epochs_saved
 from cifar_dist.storage import AnyPath
 
 FEWEST_TRIALS = 10
@@ -37,7 +38,8 @@ def search_page(directory: SearchDirectory) -> Page:
     trials, history = _frame(directory.trials_parquet), _frame(directory.history_file)
     best_trial = summary.get("best_trial")
     # A table that is not written yet has no columns either.
-    scored = trials[trials[config.metric].notna()] if len(trials) else trials
+    # A value that is not finite, as of a trial that diverged, has no place on an axis.
+    scored = trials[np.isfinite(trials[config.metric].astype(float))] if len(trials) else trials
     settings = [_axis(name, domain, scored) for name, domain in space.domains.items()]
     sections = [_by_epoch(history, trials, config, best_trial)]
     if len(scored):
@@ -54,7 +56,7 @@ def search_page(directory: SearchDirectory) -> Page:
         title=directory.name,
         subtitle=f"Search: {', '.join(space.domains)} ({config.search}) on {config.train.dataset}",
         status=str(summary.get("status", "not ended")),
-        facts=_facts(summary, config),
+        facts=_facts(summary, config, trials),
         sections=sections,
     )
 
@@ -93,15 +95,17 @@ def _frame(file: AnyPath) -> pd.DataFrame:
         ) from None
 
 
-def _facts(summary: dict[str, Any], config: TuneConfig) -> list[tuple[str, str, str]]:
+def _facts(
+    summary: dict[str, Any], config: TuneConfig, trials: pd.DataFrame
+) -> list[tuple[str, str, str]]:
     if not summary:
         return []
-    trials = [
+    counts = [
         f"{summary[name]} {name}"
         for name in ("completed", "stopped", "failed", "unfinished")
         if summary.get(name)
     ]
-    facts = [("Trials", str(summary["trials"]), ", ".join(trials))]
+    facts = [("Trials", str(summary["trials"]), ", ".join(counts))]
     if summary["best_trial"] is not None:
         best = summary["best_trial"]
         facts = [
@@ -110,8 +114,9 @@ def _facts(summary: dict[str, Any], config: TuneConfig) -> list[tuple[str, str, 
             *facts,
         ]
     run, possible = summary["epochs_run"], summary["epochs_possible"]
-    if config.scheduler == "asha":
-        facts.append(("Saved by ASHA", f"{1 - run / possible:.0%}", f"{run} of {possible} epochs"))
+    if config.scheduler == "asha" and len(trials):
+        saved = epochs_saved(trials, summary, config.train.max_epochs)
+        facts.append(("Saved by ASHA", f"{saved / possible:.0%}", f"{run} of {possible} epochs"))
     facts.append(("Time", in_time(summary["seconds"]), "last command"))
     return facts
 
@@ -136,18 +141,16 @@ def _saved(trials: pd.DataFrame, config: TuneConfig, summary: dict[str, Any]) ->
         )
         notes.append(
             f"ASHA stopped {summary['stopped']} of {summary['trials']} trials: {run} of {possible} "
-            f"epochs were run, {1 - run / possible:.0%} saved."
+            f"epochs were run, {epochs_saved(trials, summary, most) / possible:.0%} saved."
         )
         if run > counted:
             notes.append(
                 f"{run - counted} of the {run} were run beyond the rung at which their trial was "
                 "stopped, and do not count."
             )
-        if summary["failed"] or summary["unfinished"]:
-            notes.append("Epochs of trials that failed or are unfinished show as saved too.")
     rungs = _rungs(trials, config)
     return Section(
-        "Epochs saved by ASHA", notes, search_figures.epochs_saved(trials, most), [rungs]
+        "Epochs saved by ASHA", notes, search_figures.epochs_of_trials(trials, most), [rungs]
     )
 
 

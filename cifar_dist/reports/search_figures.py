@@ -208,10 +208,12 @@ def _middle(setting: Setting) -> float:
     return float(np.sqrt(low * high)) if setting.log else (low + high) / 2
 
 
-def epochs_saved(trials: pd.DataFrame, max_epochs: int) -> list[Drawing]:
-    """Draw the epochs that each trial ran, out of those that it could have run."""
+def epochs_of_trials(trials: pd.DataFrame, max_epochs: int) -> list[Drawing]:
+    """Draw the epochs that each trial ran, and those that a stopped one was saved."""
     found: list[Drawing] = []
     ran = trials["epochs"].astype(int)
+    # A trial that failed or is unfinished has not run the rest either, which saved nothing.
+    saved = (max_epochs - ran).where(trials["status"] == "stopped", 0)
     alt = (
         f"epochs of each of {len(trials)} trials, of {max_epochs} possible: {ran.sum()} of "
         f"{len(trials) * max_epochs} counted"
@@ -222,7 +224,7 @@ def epochs_saved(trials: pd.DataFrame, max_epochs: int) -> list[Drawing]:
         full = trials["status"] == "completed"
         colours = [SERIES[0] if each else MUTED for each in full]
         axes.barh(rows, ran, height=0.7, linewidth=0, color=colours)
-        axes.barh(rows, max_epochs - ran, left=ran, height=0.7, color=MUTED, alpha=0.18,
+        axes.barh(rows, saved, left=ran, height=0.7, color=MUTED, alpha=0.18,
                   linewidth=0)  # fmt: skip
         # At most 40 labels: more would overlap, since the figure's height has a limit.
         every = -(-len(trials) // 40)

@@ -17,9 +17,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+
+Mode = Literal["max", "min"]
+"""Whether a high or a low value of a metric is good."""
+
+
+def comparable(value: Any, mode: Mode) -> float:
+    """Return a metric's value so that higher is better; missing or not finite, it is the worst.
+
+    Comparisons with NaN are false: ``min`` and ``max`` would keep it where it comes first, and a
+    trial that diverged would be the best.
+    """
+    if value is None or not math.isfinite(value):
+        return -math.inf
+    return float(value) if mode == "max" else -float(value)
 
 
 @dataclass(frozen=True)
@@ -59,9 +73,10 @@ class InOrder:
         grace_period: int,
         reduction_factor: float,
         max_epochs: int,
-        mode: Literal["max", "min"] = "max",
+        mode: Mode = "max",
     ) -> None:
         self.reduction_factor = reduction_factor
+        self._mode = mode
         # Losses are negated, so that higher is better in all comparisons below.
         self._sign = 1.0 if mode == "max" else -1.0
         self._rungs = [
@@ -72,7 +87,7 @@ class InOrder:
         self.cuts: dict[int, Cut] = {}
         """By number, the trials that were stopped."""
 
-    def add(self, trial: int, epoch: int, value: float) -> None:
+    def add(self, trial: int, epoch: int, value: float | None) -> None:
         """Take a trial's value at an epoch; epochs come in order, known ones again are ignored.
 
         Args:
@@ -84,9 +99,7 @@ class InOrder:
         if epoch <= len(best):
             return
         assert epoch == len(best) + 1, f"trial {trial}: epoch {epoch} after {len(best)}"
-        # Comparisons with NaN are false: it would never be below a cut, and a trial that diverged
-        # would continue.
-        signed = self._sign * value if math.isfinite(value) else -math.inf
+        signed = comparable(value, self._mode)
         best.append(max(best[-1], signed) if best else signed)
         self._judge()
 

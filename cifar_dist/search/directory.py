@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cifar_dist.config.fields import flag
 from cifar_dist.config.train import TrainConfig, setting_names
 from cifar_dist.config.tune import (
     TuneConfig,
@@ -13,10 +14,14 @@ from cifar_dist.config.tune import (
 )
 from cifar_dist.config.versions import own_settings
 from cifar_dist.errors import UserError
+from cifar_dist.events import Listener, Warned, ignore
 from cifar_dist.runs.create import new_folder
 from cifar_dist.runs.directory import Directory, RunDirectory
-from cifar_dist.search.space import Space, read_space
-from cifar_dist.storage import AnyPath, as_json, write_atomically
+from cifar_dist.search.space import SEARCHABLE, Space, known_spaces, read_space
+from cifar_dist.storage import AnyPath, as_json, at, write_atomically
+
+_FIXED = "# fixed: "
+"""How the first line of ``space.yaml`` begins: settings of the space that keep their value."""
 
 
 def trial_id(number: int) -> str:
@@ -35,17 +40,23 @@ class SearchDirectory(Directory):
             UserError: the name is taken, or the directory cannot be made.
         """
         train = config.train
+        fixed = ", ".join(name for name in config.fixed if name in SEARCHABLE)
         content = {
             # As it is searched, without what is fixed: --resume reads it even if the file it came
-            # from has changed.
-            "space.yaml": space.to_yaml().encode(),
+            # from is gone.
+            "space.yaml": f"{_FIXED}{fixed}\n{space.to_yaml()}".encode(),
             "config.yaml": _as_written(config),
         }
         return cls(new_folder(train.storage_path, train.name, f"tune-{train.dataset}", content))
 
     @classmethod
-    def existing(cls, config: TuneConfig) -> SearchDirectory:
+    def existing(cls, config: TuneConfig, listener: Listener = ignore) -> SearchDirectory:
         """Return the directory of the search that a config with ``resume`` names.
+
+        Args:
+            config: names it.
+            listener: notified of an installed space that has changed, as another version's may be;
+                the search keeps its own.
 
         Raises:
             UserError: there is no such search, it cannot be written, or the config would compute
@@ -53,9 +64,50 @@ class SearchDirectory(Directory):
         """
         assert config.train.name is not None  # checked when the config was made
         found = cls.at(config.train.storage_path, config.train.name)
-        check_same_search(found.read_config(), config)
+        started = found.read_config()
+        check_same_search(started, config)
+        found._check_same_space(started, config, listener)
         found.check_writable()
         return found
+
+    def _check_same_space(
+        self, started: TuneConfig, config: TuneConfig, listener: Listener
+    ) -> None:
+        kept = self.read_space().domains
+        for name in config.fixed:
+            if name in kept:
+                raise UserError(
+                    f"{flag(name)}: the search draws {name} from its space, which --resume keeps; "
+                    f"omit {flag(name)}, or start another search with another --name"
+                )
+        installed = config.space in known_spaces()
+        if config.space == started.space and not installed and not at(config.space).exists():
+            return
+        now = read_space(config.space).domains
+        first, *_ = self.space_file.read_text().splitlines()
+        if first.startswith(_FIXED):
+            not_searched = set(first.removeprefix(_FIXED).split(", "))
+        else:  # a version that did not record which
+            not_searched = now.keys() - kept.keys()
+        names = (kept.keys() | now.keys()) - not_searched
+        changed = sorted(name for name in names if kept.get(name) != now.get(name))
+        said = (
+            f"--space {config.space}: is not what the search was started with: "
+            f"{', '.join(changed)} changed, and --resume keeps "
+        )
+        if changed and installed and config.space == started.space:
+            listener(Warned(f"{said}the space in {self.space_file}"))
+        elif changed:
+            raise UserError(
+                f"{said}the space; give --space {self.space_file} for the one that it has, or "
+                "start another search with another --name"
+            )
+
+    def retry(self, number: int) -> None:
+        """Forget that a trial failed, so that it can run again."""
+        run = self.trial(number)
+        run.error_file.unlink(missing_ok=True)
+        run.summary_file.unlink(missing_ok=True)
 
     def _has_begun(self) -> bool:
         # Once trials have begun the folder holds work, also where a refusal ends the command.
@@ -136,6 +188,7 @@ class SearchDirectory(Directory):
 
 
 def _as_written(config: TuneConfig) -> bytes:
-    # The name is the directory's and --resume a word of one command: neither is a setting for
-    # whoever starts another search from this file.
-    return config.replace(train=config.train.replace(resume=False, name=None)).to_yaml().encode()
+    # The name is the directory's, --resume and --retry-failed are words of one command: none is a
+    # setting for whoever starts another search from this file.
+    train = config.train.replace(resume=False, name=None)
+    return config.replace(retry_failed=False, train=train).to_yaml().encode()

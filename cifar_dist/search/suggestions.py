@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,7 @@ class Optuna:
         logging.getLogger("optuna").setLevel(logging.ERROR)
         self._optuna = optuna
         self._trial_table = trial_table
-        self._metric = config.metric
+        self._metric, self._mode = config.metric, config.mode
         self._distributions = {
             name: _distribution(optuna, domain) for name, domain in space.domains.items()
         }
@@ -77,6 +78,9 @@ class Optuna:
         """Learn from a trial that has ended; ``row`` is its row of the table."""
         failed = self._optuna.trial.TrialState.FAIL
         value = row[self._metric] if row["status"] in ("completed", "stopped") else None
+        if value is not None and not math.isfinite(value):
+            # Optuna refuses NaN, and takes the worst value that there is.
+            value = math.inf if self._mode == "min" else -math.inf
         if number in self._asked:
             trial = self._asked.pop(number)
             # A failed trial has no value, and a made-up bad one would turn the sampler away from

@@ -6,6 +6,7 @@ which it was stopped are omitted.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ import pandas as pd
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import TuneConfig
 from cifar_dist.events import TrialUpdated
+from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.metrics import METRICS
-from cifar_dist.search.asha import Cut, InOrder
+from cifar_dist.search.asha import Cut, InOrder, comparable
 from cifar_dist.search.directory import SearchDirectory, trial_id
 from cifar_dist.search.space import Space
 from cifar_dist.storage import write_atomically
@@ -96,13 +98,13 @@ class TrialTable:
         with self._lock:
             for number, trial in self._trials.items():
                 run = directory.trial(number)
-                rows = run.read_metrics()
                 summary = run.read_summary()
+                if summary.get("status") == "failed" and self.config.retry_failed:
+                    continue  # as if it had not been started
                 # Rows before the end: a trial that has ended is taken to reach no further rung, and
                 # would be passed over where it was judged.
-                for row in rows:
-                    self.add_row(number, row)
-                trial.started = bool(rows)
+                self.add_rows_of(number, run)
+                trial.started = bool(trial.rows)
                 if summary.get("status") in ("completed", "failed"):
                     self.end(number, summary.get("error"))
 
@@ -111,12 +113,29 @@ class TrialTable:
         with self._lock:
             self._trials[number].started = True
 
+    def epochs(self, number: int) -> int:
+        """Return how many epochs of a trial are known, those too that do not count."""
+        with self._lock:
+            return len(self._trials[number].rows)
+
+    def add_rows_of(self, number: int, run: RunDirectory) -> None:
+        """Take the rows that a trial has on disk; it may have died before it reported them."""
+        with self._lock:
+            for row in run.read_metrics():
+                # A file that lacks an epoch was changed by somebody; its trial writes it anew.
+                if row["epoch"] <= self.epochs(number) + 1:
+                    self.add_row(number, row)
+
     def add_row(self, number: int, row: Mapping[str, Any]) -> None:
-        """Take an epoch's row; one that is known, as after a restart, changes nothing."""
+        """Take an epoch's row, after those before it.
+
+        One that is known, as after a restart, changes nothing.
+        """
         with self._lock:
             rows = self._trials[number].rows
             if row["epoch"] <= len(rows):
                 return
+            assert row["epoch"] == len(rows) + 1, f"epoch {row['epoch']} after {len(rows)}"
             # A column that did not exist when the trial ran is empty.
             rows.append({name: row.get(name) for name in METRICS})
             if self._asha is not None:
@@ -164,8 +183,10 @@ class TrialTable:
 
     def _best(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the row of the best epoch, the earliest of equals; empty without rows."""
-        choose = max if self.config.mode == "max" else min
-        return choose(rows, key=lambda row: float(row[self.config.metric]), default={})
+        return max(rows, key=self._comparable, default={})
+
+    def _comparable(self, row: Mapping[str, Any]) -> float:
+        return comparable(row.get(self.config.metric), self.config.mode)
 
     def row(self, number: int) -> dict[str, Any]:
         """Return a trial's row of the table."""
@@ -223,7 +244,10 @@ class TrialTable:
     def table(self) -> pd.DataFrame:
         """Return a row a trial."""
         with self._lock:
-            frame = pd.DataFrame([self.row(number) for number in sorted(self._trials)])
+            # Named, since a search that was interrupted at once has no row.
+            frame = pd.DataFrame(
+                [self.row(number) for number in sorted(self._trials)], columns=self._columns()
+            )
         # Nullable integers: a trial without an epoch would turn the column into floats.
         frame["best_epoch"] = frame["best_epoch"].astype("Int64")
         for name in {"val_accuracy", "val_loss", self.config.metric}:
@@ -235,6 +259,11 @@ class TrialTable:
         for name in ("reason", "error"):
             frame[name] = frame[name].astype("string")
         return frame
+
+    def _columns(self) -> list[str]:
+        metrics = dict.fromkeys(("val_accuracy", "val_loss", self.config.metric))
+        return ["trial_id", "status", *self.space.domains, "epochs", "best_epoch", *metrics,
+                "seconds", "reason", "error"]  # fmt: skip
 
     def history(self) -> pd.DataFrame:
         """Return a row a trial and epoch: ``trial_id`` and `METRICS`."""
@@ -248,20 +277,19 @@ class TrialTable:
         return pd.DataFrame(rows, columns=["trial_id", *METRICS])
 
     def best(self) -> int | None:
-        """Return the best trial's number: of those completed, else of those that did not fail."""
+        """Return the best trial's number: of those completed, else of those that did not fail.
+
+        None where no trial has a finite value: settings that diverged are to be used by nobody.
+        """
         with self._lock:
-            scored = [
-                (number, self._best(self._counted(trial)))
+            values = {
+                number: self._comparable(self._best(self._counted(trial)))
                 for number, trial in sorted(self._trials.items())
-                if self._status(trial) == "completed"
-            ] or [
-                (number, self._best(self._counted(trial)))
-                for number, trial in sorted(self._trials.items())
-                if self._status(trial) != "failed" and trial.rows
-            ]
-        choose = max if self.config.mode == "max" else min
-        metric = self.config.metric
-        return choose(scored, key=lambda each: float(each[1][metric]), default=(None, {}))[0]
+                if self._status(trial) != "failed"
+            }
+            scored = [number for number, value in values.items() if math.isfinite(value)]
+            completed = [n for n in scored if self._status(self._trials[n]) == "completed"]
+        return max(completed or scored, key=values.__getitem__, default=None)
 
     def summary(self) -> dict[str, Any]:
         """Return counts of trials and epochs, and the best trial, for ``summary.json``."""
@@ -297,6 +325,23 @@ class TrialTable:
             assert drawn is not None
             directory.write_best(self.trial_config(drawn))
         return table
+
+
+def epochs_saved(table: pd.DataFrame, summary: Mapping[str, Any], max_epochs: int) -> int:
+    """Return the epochs that ASHA saved: those that stopped trials did not run.
+
+    Epochs that failed or unfinished trials did not run are no savings.
+
+    Args:
+        table: a row a trial.
+        summary: the search's.
+        max_epochs: of a trial that is not stopped.
+    """
+    stopped = table[table["status"] == "stopped"]
+    beyond: int = (
+        summary["epochs_run"] - summary["epochs"]
+    )  # run by trials that were stopped before
+    return int((max_epochs - stopped["epochs"]).sum()) - beyond
 
 
 def _seconds(rows: list[dict[str, Any]]) -> float:

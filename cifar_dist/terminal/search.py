@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cifar_dist.events import Event, SearchPlan, TrialUpdated, Waiting, Warned
+from cifar_dist.search.asha import comparable
 from cifar_dist.terminal.hints import put
 from cifar_dist.terminal.run import duration
 
@@ -100,9 +102,9 @@ class SearchDisplay:
 
         plan, trials = self._plan, list(self._trials.values())
         running = [each for each in trials if each.status == "running"]
-        over = [(t.value, t) for t in trials if t.status in OVER and t.value is not None]
-        over.sort(key=lambda pair: pair[0], reverse=plan.mode == "max")
-        best = [trial for _, trial in over[:BEST_SHOWN]]
+        over = [each for each in trials if each.status in OVER and each.value is not None]
+        over.sort(key=lambda each: comparable(each.value, plan.mode), reverse=True)
+        best = over[:BEST_SHOWN]
         names = list(trials[0].settings) if trials else []
         table = Table(
             title=f"{self._over} of {plan.trials} trials over, {len(running)} running, "
@@ -129,7 +131,10 @@ class SearchDisplay:
 def ranking(table: pd.DataFrame, metric: str, mode: str) -> list[str]:
     """Return the best trials of a search, a line each under a heading."""
     # Stable, so that of equal trials the one of lowest number leads, as in `TrialTable.best`.
-    ranked = table[table["epochs"] > 0].sort_values(metric, ascending=mode == "min", kind="stable")
+    ran = table[table["epochs"] > 0]
+    # NaN comes last in either order; infinite values are to do the same.
+    finite = ran[metric].where(ran[metric].abs() != math.inf)
+    ranked = ran.loc[finite.sort_values(ascending=mode == "min", kind="stable").index]
     hidden = {"seconds", "reason", "error"}
     shown = ranked.head(RANKED)[[name for name in table.columns if name not in hidden]]
     text: str = shown.to_string(index=False, float_format=_number)

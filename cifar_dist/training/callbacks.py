@@ -25,6 +25,57 @@ from cifar_dist.training.reading import Reading
 SECONDS_BETWEEN_STEP_EVENTS = 0.5
 
 
+class CountProgress(Callback):
+    """Callback that counts how far this rank is, for whoever looks for one that hangs.
+
+    Ranks wait for each other in the middle of a step, in its backward pass. So parts of a step
+    count, too: a rank that hangs before has done as many steps as those that wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.marks = 0
+        """Of parts of steps; it only grows."""
+        self.usual_s: float | None = None
+        """Mean time of a step here, also one of validation or test; None before the first one."""
+        self._began: float | None = None
+        self._steps = 0
+
+    def _begin(self) -> None:
+        self.marks += 1
+        if self._began is None:
+            self._began = time.monotonic()
+
+    def _end(self) -> None:
+        assert self._began is not None
+        self.marks += 1
+        self._steps += 1
+        self.usual_s = (time.monotonic() - self._began) / self._steps
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._begin()
+
+    def on_before_backward(self, *args: Any) -> None:
+        self.marks += 1
+
+    def on_after_backward(self, *args: Any) -> None:
+        self.marks += 1
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self._end()
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        self._begin()
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        self._end()
+
+    def on_test_batch_start(self, *args: Any) -> None:
+        self._begin()
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        self._end()
+
+
 class AverageBatchNorm(Callback):
     """Callback that averages batch normalisation's statistics over ranks before validation.
 

@@ -34,7 +34,12 @@ from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.metrics import Outcome
 from cifar_dist.training.alone import Alone, only_given_settings
 from cifar_dist.training.averaging import AverageWeights
-from cifar_dist.training.callbacks import AverageBatchNorm, KeepPredictions, StepEvents
+from cifar_dist.training.callbacks import (
+    AverageBatchNorm,
+    CountProgress,
+    KeepPredictions,
+    StepEvents,
+)
 from cifar_dist.training.checkpointing import RunCheckpointer
 from cifar_dist.training.checkpoints import Checkpoints
 from cifar_dist.training.environment import environment
@@ -62,6 +67,7 @@ def fit(
     listener: Listener = ignore,
     report: Report = lambda row: None,
     ask: Ask = always_continue,
+    progress: CountProgress | None = None,
     test: bool = True,
 ) -> Outcome:
     """Train to the last epoch, resuming from the run's newest checkpoint, and test once.
@@ -76,6 +82,7 @@ def fit(
         listener: notified of progress, on rank 0.
         report: called on every rank with each epoch's row; what it raises ends the training.
         ask: called on every rank after each step and epoch; says whether to save or stop there.
+        progress: counts how far this rank is, where somebody watches.
         test: measure the best epoch's weights on the test images, which trials do not touch.
 
     Returns:
@@ -96,7 +103,7 @@ def fit(
     # Before the network is made, whose weights come from torch's generator. Ranks make different
     # ones, and DDP replaces them by rank 0's.
     set_seed(config.seed + rank, config.deterministic, config.tf32)
-    parts = _assembled(config, run, dataset, rank, strategy, plugins, heard, report, ask)
+    parts = _assembled(config, run, dataset, rank, strategy, plugins, heard, report, ask, progress)
     if rank == 0:
         run.remove_leftovers()
         run.write_environment(_environment(dataset, launched or {}))
@@ -158,6 +165,7 @@ def _assembled(
     listener: Listener,
     report: Report,
     ask: Ask,
+    progress: CountProgress | None,
 ) -> _Parts:
     """Make what trains; the arguments are those of `fit`."""
     module = _classifier(config, dataset)
@@ -166,6 +174,7 @@ def _assembled(
     history = MetricsHistory(run, config, _reporting(listener, report))
     skips = SkipNonFinite(listener, config.on_nonfinite == "skip")
     callbacks = [
+        *([] if progress is None else [progress]),
         skips,
         *_chosen_callbacks(config, run, writer, distributed=strategy != "auto"),
         history,

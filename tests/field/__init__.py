@@ -1,0 +1,1 @@
+"""Faults that people met and reported, each as one of them would meet it."""
