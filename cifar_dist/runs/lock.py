@@ -92,7 +92,7 @@ class Lock:
             if holder is None:
                 self._beating.start()
                 return
-            self._file(self._holder).unlink(missing_ok=True)
+            _delete(self._file(self._holder))
             if attempt + 1 < TRIES:
                 time.sleep(random.uniform(0.1, 0.5))
         assert holder is not None
@@ -119,7 +119,7 @@ class Lock:
         if self._beating.ident is not None:
             self._beating.join()
         with contextlib.suppress(OSError):  # another command finds this one dead
-            self._file(self._holder).unlink(missing_ok=True)
+            _delete(self._file(self._holder))
 
     def _file(self, holder: Holder) -> AnyPath:
         return self._folder / f".lock-{holder.token}.json"
@@ -154,7 +154,7 @@ class Lock:
             said = "it gave no sign of life"
         file = self._file(holder)
         if file.is_file():  # else it has released the directory meanwhile
-            file.unlink(missing_ok=True)
+            _delete(file)
             listener(Warned(f"{self._folder.name}: taken over from {holder}: {said}"))
         return True
 
@@ -208,8 +208,18 @@ def _read(file: AnyPath) -> Holder | None:
     """Return who wrote a lock's file; None where it is gone, or was written by nobody's command."""
     try:
         return Holder(**json.loads(file.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (ValueError, TypeError):
         return None
+    except OSError:
+        # A store may say anything of an object that is deleted while it is read.
+        if file.is_file():
+            raise
+        return None
+
+
+def _delete(file: AnyPath) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another command was faster
+        file.unlink(missing_ok=True)
 
 
 def _machine() -> str:

@@ -22,7 +22,7 @@ from cifar_dist.events import EpochDone, Event, TrialUpdated, Waiting, Warned, i
 from cifar_dist.runs import lock
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.lock import TAKE_OVER, Holder, locked
-from cifar_dist.storage import AnyPath, at
+from cifar_dist.storage import AnyPath, as_json, at, write_atomically
 from cifar_dist.train import train
 from cifar_dist.tune import search
 from tests.cluster.trials import curve
@@ -154,7 +154,7 @@ def lock_of_another_machine(folder: AnyPath, age: float = 0) -> AnyPath:
     file = folder / ".lock-elsewhere.json"
     values = {"host": "elsewhere", "machine": "another", "pid": 1, "started": "1",
               "heartbeat": time.time() - age, "token": "elsewhere"}  # fmt: skip
-    file.write_text(json.dumps(values))
+    write_atomically(file, as_json(values))
     return file
 
 
