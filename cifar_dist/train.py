@@ -15,7 +15,7 @@ from cifar_dist.cli import parse_train
 from cifar_dist.config.checks import check_image_side
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
 from cifar_dist.errors import Diverged, Interrupted, RunFailed, UserError
-from cifar_dist.events import Event, Listener, Order, Plan, RestartCounter, ignore
+from cifar_dist.events import Event, Listener, Order, Plan, RestartCounter, Started, ignore
 from cifar_dist.exits import run_command
 from cifar_dist.model.networks import check_network, check_starting_weights
 from cifar_dist.registry import SCHEDULES, dataset_traits
@@ -68,7 +68,16 @@ def _train(
 ) -> Trained:
     """Train in a directory that no other command writes into; see `train`."""
     began = time.monotonic()
-    counter = RestartCounter(listener)
+
+    def heard(event: Event) -> None:
+        if isinstance(event, Started):
+            # What the last command has summarised holds no longer, and would stay if this one
+            # were killed.
+            with contextlib.suppress(OSError):
+                run.summary_file.unlink(missing_ok=True)
+        listener(event)
+
+    counter = RestartCounter(heard)
 
     def summarise(status: str, outcome: Outcome | None = None) -> dict[str, Any]:
         seconds = time.monotonic() - began
@@ -120,6 +129,7 @@ def _run(
 
     # Network and data are checked before Ray starts, which takes seconds and would delay a refusal.
     check_network(config)
+    run.check_checkpoints()
     source = find_source(config.dataset, str(config.data_dir))
     check_image_side(config, source.image_side())
 

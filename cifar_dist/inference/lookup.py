@@ -45,6 +45,7 @@ def weights_file(config: ModelConfig) -> AnyPath:
         file = run.model_file
         if file.is_file():
             return file
+        run.read_config()  # refuses what is no run's, e.g. a search's
         raise UserError(f"{config.model}: the run has not done an epoch yet; train it first")
     if file.is_dir() and (found := in_folder(file)) is not None:
         return found

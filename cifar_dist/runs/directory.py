@@ -158,6 +158,19 @@ class RunDirectory(Directory):
         run.check_writable()
         return run
 
+    def check_checkpoints(self) -> None:
+        """Check that what was trained can be resumed.
+
+        Raises:
+            UserError: there are epochs, and no checkpoint.
+        """
+        if not self.checkpoints_newest_first() and (epochs := len(self.read_metrics())):
+            raise UserError(
+                f"--resume --name {self.name}: {epochs} epochs were trained, and "
+                f"{self.checkpoints} holds no checkpoint any more; put it back, or start another "
+                "run with another --name"
+            )
+
     def begin(self, config: TrainConfig) -> None:
         """Make the directory unless it is there, and write ``config.yaml``."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -241,6 +254,11 @@ class RunDirectory(Directory):
             raise UserError(
                 f"--resume --name {self.name}: there is no run in {self.path}; omit --resume "
                 "to start it"
+            )
+        if (self.path / "space.yaml").is_file():
+            raise UserError(
+                f"{self.path}: holds a search, not a run; resume it with tune, or name the folder "
+                f"of one of its trials, e.g. {self.path / 'trials' / 't0000'}"
             )
         settings = own_settings(self.config_file, setting_names())
         return make_config(settings, f" (in {self.config_file})")

@@ -68,9 +68,12 @@ class Display:
         self._starts += 1
         self._first_epoch = None
         self._began = time.monotonic()
+        checkpoint = (started.checkpoint or "").rpartition("/")[2]
         if self._starts > 1:
-            again = f"from {started.checkpoint or 'the beginning'}"
+            again = f"from {checkpoint or 'the beginning'}"
             self.line(f"restarted with {started.world_size} workers {again}")
+        elif checkpoint:
+            self.line(f"resumed from {checkpoint}")
 
     def _step(self, step: StepDone) -> None:
         # In a file each step would leave control characters.

@@ -156,11 +156,19 @@ class StepEvents(Callback):
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
         self._last = self._started = 0.0
+        self._done_before = 0
         self._under_way: tuple[functools.partial[StepDone], Reading] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning does not call on_train_epoch_start for an epoch that is resumed in its middle,
+        # whose first steps took none of this process's time.
+        self.on_train_epoch_start(trainer, pl_module)
+        self._done_before = trainer.fit_loop.epoch_loop.batch_progress.current.completed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A reading left from the epoch before would be reported after that epoch's row.
         self._started = self._last = time.perf_counter()
+        self._done_before = 0
         self._under_way = None
 
     def on_train_batch_end(
@@ -180,11 +188,12 @@ class StepEvents(Callback):
             # `training_step` scales its loss to this rank's part of the global mean; undone, it is
             # the mean over this rank's images.
             scale = batch.global_size / trainer.world_size / len(batch.labels)
+            images = (done - self._done_before) * pl_module.config.batch_size
             event = functools.partial(
                 StepDone,
                 epoch=trainer.current_epoch + 1,
                 step=done,
-                images_per_second=done * pl_module.config.batch_size / (now - self._started),
+                images_per_second=images / (now - self._started),
             )
             # Both numbers go in one transfer; the running accuracy is float64 already.
             loss = outputs["loss"].double() * scale

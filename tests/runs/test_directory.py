@@ -5,10 +5,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cifar_dist.config.model import EvaluateConfig
 from cifar_dist.config.train import TrainConfig, with_absolute_paths
+from cifar_dist.config.tune import TuneConfig
 from cifar_dist.errors import UserError
+from cifar_dist.inference.lookup import weights_file
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.metrics import METRICS
+from cifar_dist.search.directory import SearchDirectory
+from cifar_dist.search.space import searched_space
 from cifar_dist.storage import write_atomically
 
 
@@ -141,3 +146,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomically(file, "not bytes")
     assert file.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_search_is_no_run(tmp_path: Path) -> None:
+    config = TuneConfig(train=TrainConfig(storage_path=str(tmp_path), name="search"))
+    SearchDirectory.create(config, searched_space(config))
+    with pytest.raises(UserError, match="holds a search, not a run; resume it with tune"):
+        RunDirectory.existing(TrainConfig(storage_path=str(tmp_path), name="search", resume=True))
+    with pytest.raises(UserError, match="holds a search, not a run"):
+        weights_file(EvaluateConfig(model=str(tmp_path / "search")))

@@ -77,3 +77,9 @@ def test_a_terminal_gets_one_live_line() -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (0.4, 59.6, 185, 3723)] == ["0:00", "1:00", "3:05", "1:02:03"]
+
+
+def test_a_resumed_run_says_where_it_continues() -> None:
+    stream = io.StringIO()
+    Display(stream)(Started(2, "/runs/first/checkpoints/epoch-0002-step-0006.ckpt"))
+    assert stream.getvalue() == "resumed from epoch-0002-step-0006.ckpt\n"

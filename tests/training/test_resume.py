@@ -62,6 +62,38 @@ def test_an_interrupted_run_resumes_in_the_middle_of_its_epoch(
     assert next(e.checkpoint for e in heard if isinstance(e, Started)) == str(last)
     first = next(e for e in heard if isinstance(e, StepDone))
     assert (first.epoch, first.step) == (epoch + step // STEPS, step % STEPS + 1)
+    # Counted from the resumed step, and on a clock that began there.
+    assert first.images_per_second > 1
+
+
+def test_what_the_last_command_summarised_is_gone_once_the_run_resumes(
+    train_few: TrainFew, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        train_few(tmp_path, "cut", SignalAt(1, 2))
+    run = RunDirectory.at(str(tmp_path), "cut")
+    assert run.read_summary()["status"] == "interrupted"
+    found = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, Started):
+            found.append(run.read_summary())
+
+    train_few(tmp_path, "cut", look, resume=True)
+    assert found == [{}]
+    assert run.read_summary()["status"] == "completed"
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_trained_over(
+    train_few: TrainFew, tmp_path: Path
+) -> None:
+    run = train_few(tmp_path, "cut", max_epochs=1).run
+    before = run.metrics_file.read_bytes()
+    for file in run.checkpoints.iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match=r"1 epochs were trained, and .* holds no checkpoint"):
+        train_few(tmp_path, "cut", max_epochs=2, resume=True)
+    assert run.metrics_file.read_bytes() == before
 
 
 def test_a_signal_after_the_question_at_an_epochs_end_is_heeded_too(
