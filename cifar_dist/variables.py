@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -23,3 +23,18 @@ def variables_restored(*names: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def variables_set(settings: Mapping[str, str], keep: bool = False) -> Iterator[None]:
+    """Set environment variables while this lasts.
+
+    Args:
+        settings: their values by name.
+        keep: leave those as they are that are set.
+    """
+    with variables_restored(*settings):
+        for name, value in settings.items():
+            if not (keep and name in os.environ):
+                os.environ[name] = value
+        yield

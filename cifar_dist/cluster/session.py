@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -237,27 +237,6 @@ def _not_answering(address: str, error: Exception) -> UserError:
         f"RAY_ADDRESS {address}: no Ray cluster answers ({first_line(error)}); "
         "start one with 'ray start --head', or unset RAY_ADDRESS"
     )
-
-
-@contextmanager
-def environment_set(settings: Mapping[str, str], keep: bool = False) -> Iterator[None]:
-    """Set environment variables while this lasts: in a notebook the next run is another one.
-
-    Args:
-        settings: their values by name.
-        keep: leave those as they are that are set.
-    """
-    changed = {n: value for n, value in settings.items() if not (keep and n in os.environ)}
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def check_shared(folder: AnyPath) -> None:

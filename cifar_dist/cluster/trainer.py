@@ -32,7 +32,7 @@ from cifar_dist.cluster.coordinator import Events, RequestListener, make_coordin
 from cifar_dist.cluster.notices import Notices
 from cifar_dist.cluster.progress import HangWatch, ProgressReporter, Stall, name_workers
 from cifar_dist.cluster.resources import Resources, worker_resources
-from cifar_dist.cluster.session import environment_set, ray_storage
+from cifar_dist.cluster.session import ray_storage
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.errors import Interrupted, RunFailed, UserError
@@ -50,14 +50,8 @@ from cifar_dist.events import (
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.runs.metrics import Outcome
 from cifar_dist.storage import AnyPath, delete_folder, storage_failure
-from cifar_dist.variables import variables_restored
+from cifar_dist.variables import variables_set
 
-RAY_VARIABLES = (
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
-)
-"""The variables that `ray_settings` may set, for as long as a run lasts."""
 RAY_FOLDER = ".ray"
 """The folder of Ray's own files, in the run's directory while the run lasts."""
 POLL_S = 0.2
@@ -178,7 +172,6 @@ def _on_each_worker(work: Work, worker: Worker) -> Outcome | None:
     return outcome
 
 
-@variables_restored(*RAY_VARIABLES)
 def train_on_ray(
     config: TrainConfig,
     run: RunDirectory,
@@ -214,7 +207,7 @@ def train_on_ray(
     coordinator = coordinator or make_coordinator()
     work = Work(config, run, dataset_fingerprint, launched, coordinator, is_trial)
     events = Events(coordinator)
-    with environment_set(ray_settings(config), keep=True):
+    with variables_set(ray_settings(config), keep=True):
         while True:
             # A new controller would start to count at zero, and a run whose controller dies again
             # and again would never end.

@@ -22,7 +22,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from cifar_dist.cluster import ray_internals
 from cifar_dist.cluster.resources import worker_resources
 from cifar_dist.cluster.searcher import NumberedTrials, OfTheDriver, slots
-from cifar_dist.cluster.session import environment_set, ray_storage
+from cifar_dist.cluster.session import ray_storage
 from cifar_dist.cluster.threads import InThread
 from cifar_dist.cluster.trials import Plan, SeveralWorkers, Training, one_worker, train_here
 from cifar_dist.config.train import TrainConfig
@@ -32,6 +32,7 @@ from cifar_dist.search.directory import SearchDirectory, trial_id
 from cifar_dist.search.suggestions import Optuna
 from cifar_dist.search.trials import TrialTable
 from cifar_dist.storage import delete_folder, storage_failure
+from cifar_dist.variables import variables_set
 
 RAY_FOLDER = ".ray"
 """The folder of Ray's own files, in the search's directory while the search lasts."""
@@ -334,7 +335,7 @@ def _quiet_tune(verbose: bool, slots: int) -> Iterator[None]:
     if not verbose:
         logger.setLevel(logging.CRITICAL)
     try:
-        with environment_set(settings):
+        with variables_set(settings):
             yield
     finally:
         logger.setLevel(level)
