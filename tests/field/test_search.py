@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +14,7 @@ from cifar_dist.cli import parse_tune
 from cifar_dist.config.files import read_settings
 from cifar_dist.config.tune import TuneConfig, make_tune_config
 from cifar_dist.errors import RunFailed, UserError
-from cifar_dist.events import Event, SearchPlan, TrialUpdated, Warned
+from cifar_dist.events import Event, SearchPlan, Warned
 from cifar_dist.reports.write import write_report
 from cifar_dist.runs.metrics import METRICS
 from cifar_dist.search.directory import SearchDirectory
@@ -29,7 +25,6 @@ from cifar_dist.terminal.search import SearchDisplay, ranking
 from cifar_dist.tune import Searched, _results, search
 from tests.cluster.trials import curve
 from tests.field import trials
-from tests.processes import PATIENCE_S, descendants
 
 SMALL = {"dataset": "digits", "num_samples": 3, "max_epochs": 2, "max_concurrent": 2,
          "report": False, "scheduler": "none", "name": "s"}  # fmt: skip
@@ -58,41 +53,6 @@ def test_a_trial_dies_between_its_checkpoint_and_its_report(tmp_path: Path, sche
     assert list(searched.table["status"]) == ["completed", "completed"]
     assert epochs_of(searched) == {"t0000": [1, 2, 3, 4], "t0001": [1, 2, 3, 4]}
     assert searched.summary["epochs_run"] == 8
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_trial_of_two_workers_dies_between_its_checkpoint_and_its_report(
-    tmp_path: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CIFAR_DIST_DATA", str(few_digits))
-    metrics = tmp_path / "s" / "trials" / "t0000" / "metrics.csv"
-
-    def kill() -> None:
-        (supervisor,) = (
-            pid for pid, title in descendants().items() if "ray::SeveralWorkers" in title
-        )
-        time.sleep(0.5)  # it lets the workers begin their second epoch, and cannot report it
-        os.kill(supervisor, signal.SIGSTOP)
-        until = time.monotonic() + PATIENCE_S
-        while metrics.read_text().count("\n") < 3 and time.monotonic() < until:
-            time.sleep(0.05)
-        os.kill(supervisor, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-
-    def listen(event: Event) -> None:
-        if isinstance(event, TrialUpdated) and event.epochs == 1 and not killer.ident:
-            killer.start()
-
-    config = small(
-        tmp_path, dataset="cifar10", num_samples=1, max_epochs=3, workers_per_trial=2,
-        batch_size=8, max_failures=1,
-    )  # fmt: skip
-    searched = search(config, listen)
-    killer.join()
-    assert list(searched.table["status"]) == ["completed"]
-    assert epochs_of(searched) == {"t0000": [1, 2, 3]}
 
 
 # --- an edited space ---------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def test_a_report_that_fails_does_not_fail_the_run(
     heard: list[Event] = []
     broken = RunDirectory(tmp_path / "real")
     shutil.copytree(trained.path, broken.path)
-    broken.metrics_file.write_text("epoch\nno number\n")
+    broken.config_file.write_text("lr: [\n")
     leave_report(broken, heard.append)
     (warning,) = heard
     assert isinstance(warning, Warned)
