@@ -192,6 +192,7 @@ def a_killed_worker_of_three_changes_no_bit(
     assert killed.outcome.weights_sha256 == undisturbed.outcome.weights_sha256
 
 
+@pytest.mark.slow
 def test_a_rerun_as_a_trial_of_several_workers_gives_the_same_bits(
     undisturbed: Trained, tmp_path: Path
 ) -> None:

@@ -196,6 +196,7 @@ def search_small(folder: Path, listener=lambda event: None, **settings) -> Searc
     return search(config, listener, training=trials.curve)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_resuming_a_search_whose_trials_lost_files_gives_the_same_table(tmp_path: Path) -> None:
     whole = search_small(tmp_path)

@@ -40,6 +40,7 @@ def config(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_worker_is_stopped_and_the_run_goes_on_without_a_person(config: TrainConfig) -> None:
     before = dict(os.environ)
     events: list[Event] = []

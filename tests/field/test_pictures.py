@@ -107,6 +107,7 @@ def test_predicting_an_image_from_standard_input(model: str, monkeypatch, form: 
     assert (done.image, done.error, len(done.classes)) == ("-", None, 1)
 
 
+@pytest.mark.slow
 def test_predicting_with_an_empty_folder_among_others_or_a_closed_input(
     tmp_path: Path, model: str
 ) -> None:

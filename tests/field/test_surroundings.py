@@ -344,6 +344,7 @@ def test_a_switch_before_an_image_is_no_switch_with_a_value(tmp_path: Path, monk
 # A notebook, whose process outlives a run
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_on_ray_in_a_notebook_leaves_no_variables_behind(tmp_path: Path, monkeypatch) -> None:
     config = with_absolute_paths(

@@ -54,6 +54,7 @@ def undisturbed(cluster: Head, few_digits: Path, store: str) -> tuple[RunDirecto
     return RunDirectory.at(store, "undisturbed"), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_submitted_run_is_shown_and_complete(undisturbed: tuple[RunDirectory, str]) -> None:
     run, said = undisturbed
     assert re.search(r"^job raysubmit_\w+; to follow it: python -m launch.submit", said)

@@ -192,6 +192,7 @@ def few_run(train_few: TrainFew, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return Path(str(train_few(tmp_path_factory.mktemp("runs"), "run", max_epochs=1).run.path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "deterministic"),
     [(FIT, True), (FIT, False), (EVALUATE, True), (EVALUATE_SHARE, True), (PREDICT, True)],
