@@ -13,7 +13,7 @@ from cifar_dist.cluster import progress, trainer
 from cifar_dist.cluster.progress import RankProgress
 from cifar_dist.config.train import TrainConfig
 from cifar_dist.config.tune import make_tune_config
-from cifar_dist.errors import Interrupted, RunFailed, UserError
+from cifar_dist.errors import Interrupted, UserError
 from cifar_dist.events import Event, Started, Warned, WorkersLost
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import train
@@ -77,12 +77,6 @@ def test_a_worker_is_stopped_and_a_person_presses_ctrl_c(
         "checkpoint is epoch-0001.ckpt; to resume: python -m cifar_dist.train --name a --resume"
     )
     assert RunDirectory.at(str(tmp_path), "a").read_summary()["status"] == "interrupted"
-
-
-@pytest.mark.slow
-def test_a_worker_is_stopped_in_a_run_without_restarts(config: TrainConfig) -> None:
-    with pytest.raises(RunFailed, match=r": worker 1 is .*; if its steps take so long, raise --st"):
-        train(config.replace(max_failures=0))
 
 
 @pytest.mark.slow
