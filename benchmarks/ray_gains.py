@@ -54,13 +54,6 @@ def all_callbacks() -> None:
     placement_group_callback.PlacementGroupCleanerCallback = Nothing
 
 
-def controller_s_own_process() -> None:
-    """Start a new process for the controller."""
-    from cifar_dist.cluster import ray_internals
-
-    ray_internals.started_here = lambda: False
-
-
 def torch_in_controller() -> None:
     """Have Ray's own configuration make the process group, which loads torch in the controller."""
     from cifar_dist.cluster import ray_internals
@@ -77,7 +70,6 @@ OFF: dict[str, Callable[[], None]] = {
     "the cluster's monitors": cluster_whole,
     "a fixed number of workers": nodes_shared_out,
     "no unused callbacks": all_callbacks,
-    "the controller in a process that waits": controller_s_own_process,
     "no torch in the controller": torch_in_controller,
 }
 """What switches a gain off in the driver, by the gain's name."""

@@ -16,7 +16,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -275,8 +275,6 @@ def torch_trainer(
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
             if not self.scaling_config.elasticity_enabled:
                 arguments["scaling_policy"] = _fixed_number(self.scaling_config)
-            if started_here():
-                return _run_controller(arguments)
             return super()._initialize_and_run_controller(**arguments)
 
         def _create_default_callbacks(self) -> list[Any]:
@@ -300,31 +298,6 @@ def _fixed_number(scaling: Any) -> Any:
             pass
 
     return FixedNumber(scaling)
-
-
-def _run_controller(arguments: dict[str, Any]) -> Any:
-    """Run Ray Train's controller in a process that waits for work, and return its result."""
-    from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
-    from ray.train.v2._internal import constants
-    from ray.train.v2._internal.execution import controller
-
-    class TrainController(controller.TrainController):
-        def __init__(self, environment: Mapping[str, str], **arguments: Any) -> None:
-            # Ray passes these by a runtime environment, for which it would start a new process.
-            os.environ.update(environment)
-            super().__init__(**arguments)
-
-    environment = {
-        RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: (
-            constants.DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE
-        ),
-        **constants.get_env_vars_to_propagate(),
-    }
-    label = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-    actor: Any = ray.remote(num_cpus=0, label_selector=label)(TrainController)
-    running = actor.remote(environment, **arguments)
-    ray.get(running.run.remote())
-    return ray.get(running.get_result.remote())
 
 
 def _process_group(name: str) -> Any:
