@@ -112,6 +112,19 @@ def run_command(folder: Path, *words: str, module: str = "cifar_dist.train") -> 
     return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
 
+def started_command(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """Start ``python -m cifar_dist.train`` in a folder, as a leader of its own process group."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cifar_dist.train", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": PYTHON_PATH},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def encoded(image: np.ndarray, form: str = "PNG") -> bytes:
     """``[32, 32, 3]`` bytes as an image file."""
     from PIL import Image

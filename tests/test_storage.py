@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from cifar_dist.model.networks import check_weights
 from cifar_dist.model.weights import read_weights, shapes_of
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.storage import StorePath, at, is_writable, write_atomically
-from tests.conftest import PYTHON_PATH, run_command
+from tests.conftest import run_command, started_command
 from tests.object_store import BUCKET, CREDENTIALS
 from tests.processes import PATIENCE_S
 
@@ -93,10 +91,7 @@ def test_a_run_in_a_store_is_killed_and_goes_on_to_the_same_bits(
     ]  # fmt: skip
     whole = run_command(tmp_path, *words, str(tmp_path / "disk"), "--name", "run")
     assert whole.code == 0, whole.err
-    running = subprocess.Popen(
-        [sys.executable, "-m", "cifar_dist.train", *words, store, "--name", "run"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": PYTHON_PATH}, start_new_session=True,
-    )  # fmt: skip
+    running = started_command(tmp_path, *words, store, "--name", "run")
     run = RunDirectory.at(store, "run")
     until = time.monotonic() + PATIENCE_S
     while not (run.checkpoints_newest_first() and run.read_metrics()):

@@ -18,7 +18,7 @@ from cifar_dist.data.cache import prepare
 from cifar_dist.data.datasets import find_source
 from cifar_dist.runs.directory import RunDirectory
 from cifar_dist.train import _plan
-from tests.conftest import PYTHON_PATH, Finished, first_images, run_command
+from tests.conftest import PYTHON_PATH, Finished, first_images, run_command, started_command
 from tests.processes import PATIENCE_S
 
 SMALL = ("--dataset", "digits", "--batch-size", "450", "--max-epochs", "2", "--no-report")
@@ -236,15 +236,7 @@ def test_a_taken_name_is_refused_and_nothing_is_lost(run_without_ray: Path) -> N
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     # With workers under Ray the faults suite does it.
     words = ["--dataset", "digits", "--num-workers", "0", "--name", "cut", "--no-report"]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "cifar_dist.train", *words],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": PYTHON_PATH},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    running = started_command(tmp_path, *words)
     run = tmp_path / "runs" / "cut"
     deadline = time.monotonic() + PATIENCE_S
     while not list(run.glob("checkpoints/epoch-*.ckpt")):

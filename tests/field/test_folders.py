@@ -28,7 +28,7 @@ from cifar_dist.tune import Searched, search
 from tests.cluster import trials
 from tests.conftest import PYTHON_PATH
 from tests.processes import PATIENCE_S
-from tests.training.small import Small, small_network
+from tests.training.small import Small, few, small_network
 
 FILE_OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir")
 
@@ -130,10 +130,7 @@ def test_starting_where_the_disk_is_full_leaves_no_folder(
 def test_resuming_a_run_that_was_killed_while_it_wrote_a_checkpoint_removes_the_half(
     tmp_path: Path, few_digits: Path
 ) -> None:
-    config = TrainConfig(
-        data_dir=str(few_digits), num_workers=0, batch_size=24, max_epochs=1, flip=0.0,
-        report=False, storage_path=str(tmp_path), name="a",
-    )  # fmt: skip
+    config = few(few_digits, tmp_path, max_epochs=1)
     with small_network(Small):
         run = train(config).run
         left = [run.path / ".model.safetensors.0a1b2c3d.tmp",
@@ -265,10 +262,7 @@ def test_a_run_whose_folder_was_removed_meanwhile_says_so_and_how_to_resume(
         if isinstance(event, EpochDone):
             shutil.rmtree(tmp_path / "a", ignore_errors=True)
 
-    config = TrainConfig(
-        data_dir=str(few_digits), num_workers=0, batch_size=24, max_epochs=3, flip=0.0,
-        report=False, storage_path=str(tmp_path), name="a",
-    )  # fmt: skip
+    config = few(few_digits, tmp_path, max_epochs=3)
     with small_network(Small), pytest.raises(RunFailed) as caught:
         train(config, remove)
     first, second = str(caught.value).splitlines()
@@ -303,10 +297,7 @@ def test_an_interruption_says_how_to_resume_where_nothing_can_be_written(
             (tmp_path / "a" / "summary.json").mkdir()  # in the way of the file
             raise Interrupted
 
-    config = TrainConfig(
-        data_dir=str(few_digits), num_workers=0, batch_size=24, max_epochs=3, flip=0.0,
-        report=False, storage_path=str(tmp_path), name="a",
-    )  # fmt: skip
+    config = few(few_digits, tmp_path, max_epochs=3)
     with small_network(Small), pytest.raises(Interrupted, match=r"to resume: .* --name a --resume"):
         train(config, interrupt)
 
@@ -314,10 +305,7 @@ def test_an_interruption_says_how_to_resume_where_nothing_can_be_written(
 def test_reporting_a_run_and_a_search_whose_files_were_cut(
     tmp_path: Path, few_digits: Path
 ) -> None:
-    config = TrainConfig(
-        data_dir=str(few_digits), num_workers=0, batch_size=24, max_epochs=1, flip=0.0,
-        report=False, storage_path=str(tmp_path), name="a",
-    )  # fmt: skip
+    config = few(few_digits, tmp_path, max_epochs=1)
     with small_network(Small):
         run = train(config).run
     other = shutil.copytree(str(run.path), tmp_path / "b")

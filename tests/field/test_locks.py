@@ -26,7 +26,7 @@ from cifar_dist.storage import AnyPath, as_json, at, write_atomically
 from cifar_dist.train import train
 from cifar_dist.tune import search
 from tests.cluster.trials import curve
-from tests.conftest import PYTHON_PATH, run_command
+from tests.conftest import PYTHON_PATH, run_command, started_command
 from tests.processes import PATIENCE_S
 
 HOLD = """
@@ -282,14 +282,7 @@ def test_many_commands_start_together_in_an_object_store(store: str) -> None:
 def test_a_person_resumes_a_run_in_a_second_terminal(tmp_path: Path, few_digits: Path) -> None:
     words = ["--data-dir", str(few_digits), "--batch-size", "43", "--max-epochs", "900",
              "--num-workers", "0", "--name", "a", "--no-report"]  # fmt: skip
-    first = subprocess.Popen(
-        [sys.executable, "-m", "cifar_dist.train", *words],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": PYTHON_PATH},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    first = started_command(tmp_path, *words)
     run = RunDirectory.at(str(tmp_path / "runs"), "a")
     until = time.monotonic() + PATIENCE_S
     while not run.config_file.is_file() or not run.checkpoints_newest_first():

@@ -29,7 +29,7 @@ from cifar_dist.train import train
 from cifar_dist.tune import search
 from tests.conftest import PYTHON_PATH
 from tests.processes import PATIENCE_S
-from tests.training.small import Small, small_network
+from tests.training.small import Small, few, small_network
 
 TRACEBACK_IN = "; its traceback is in "
 
@@ -49,14 +49,6 @@ def a_command(body: str) -> str:
     """A line of bash that runs a command of the package whose body is this."""
     return f"""$python -c 'from cifar_dist.exits import *\ndef main(words):\n {body}
 run_command(main)'"""
-
-
-def few(data: Path, storage: Path, **settings) -> TrainConfig:
-    """The config of a run of seconds in this process."""
-    return TrainConfig(
-        data_dir=str(data), num_workers=0, batch_size=24, flip=0.0, report=False,
-        storage_path=str(storage), name="a", **settings,
-    )  # fmt: skip
 
 
 # An exception that no code expects

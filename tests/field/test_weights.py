@@ -32,30 +32,18 @@ from cifar_dist.registry import NETWORKS
 from cifar_dist.train import Trained, train
 from tests.conftest import run_command
 from tests.registering import register
-
-
-class Tiny(nn.Module):
-    """A network with names like a ResNet's."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 4, 3, stride=4, bias=False)
-        self.bn1 = nn.BatchNorm2d(4)
-        self.fc = nn.Linear(4, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.bn1(self.conv1(images)).relu().mean((2, 3)))
+from tests.runs.test_older_versions import TinyNetwork
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
-    register(monkeypatch, NETWORKS, "resnet34", Tiny)
+    register(monkeypatch, NETWORKS, "resnet34", TinyNetwork)
     return "resnet34"
 
 
 def saved() -> dict[str, Tensor]:
     torch.manual_seed(1)
-    return Tiny(10).state_dict()
+    return TinyNetwork(10).state_dict()
 
 
 def prefixed(prefix: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -141,7 +129,7 @@ def test_the_last_layer_is_outside_of_the_backbone(tmp_path: Path) -> None:
 def test_weights_of_an_old_torch_have_no_counters(name: str, tmp_path: Path) -> None:
     found, _ = taken(without(saved(), "num_batches_tracked"), tmp_path, name)
     assert found.keys() == saved().keys()
-    Tiny(10).load_state_dict(found)
+    TinyNetwork(10).load_state_dict(found)
 
 
 def test_safetensors_have_the_name_of_a_torch_file(tmp_path: Path) -> None:
@@ -150,7 +138,7 @@ def test_safetensors_have_the_name_of_a_torch_file(tmp_path: Path) -> None:
 
 
 def test_weights_were_averaged_by_torch(tmp_path: Path) -> None:
-    averaged = torch.optim.swa_utils.AveragedModel(Tiny(10))
+    averaged = torch.optim.swa_utils.AveragedModel(TinyNetwork(10))
     averaged.module.load_state_dict(saved())
     found, said = taken(averaged.state_dict(), tmp_path)
     assert_saved(found)

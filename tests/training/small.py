@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
+from cifar_dist.config.train import TrainConfig
 from cifar_dist.events import Event, StepDone
 from cifar_dist.registry import NETWORKS
 from cifar_dist.train import Trained
@@ -100,6 +102,14 @@ class SignalAt:
         if isinstance(event, StepDone) and (event.epoch, event.step) == self.where:
             for _ in range(self.times):
                 os.kill(os.getpid(), signal.SIGINT)
+
+
+def few(data: Path, storage: Path, **settings) -> TrainConfig:
+    """The config of a run of seconds in this process."""
+    return TrainConfig(
+        data_dir=str(data), num_workers=0, batch_size=24, flip=0.0, report=False,
+        storage_path=str(storage), name="a", **settings,
+    )  # fmt: skip
 
 
 def same(resumed: Trained, undisturbed: Trained) -> None:
